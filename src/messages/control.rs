@@ -1,0 +1,123 @@
+//! Questions and orders. Answers are plain data; who shows them gives them their form.
+use std::time::Duration;
+
+use actix::prelude::*;
+use jiff::Timestamp;
+
+use crate::model::{FileStatus, Host};
+
+/// Finish what you have, then answer. A Collector stops reading; a stage or Sink answers when it holds nothing.
+#[derive(Message, Clone, Copy)]
+#[rtype(result = "()")]
+pub struct Drain;
+
+/// Open targets by name again (SIGUSR1).
+#[derive(Message, Clone, Copy)]
+#[rtype(result = "()")]
+pub struct Reopen;
+
+// ---- what HttpApi asks Root
+#[derive(Message)]
+#[rtype(result = "AgentView")]
+pub struct AskAgent;
+#[derive(Message)]
+#[rtype(result = "Vec<ActorView>")]
+pub struct AskActors;
+#[derive(Message)]
+#[rtype(result = "Vec<PipelineView>")]
+pub struct AskPipelines;
+#[derive(Message)]
+#[rtype(result = "Vec<(String, Vec<FileStatus>)>")] // by pipeline
+pub struct AskFiles;
+/// Brings all gauges of the registry up to date; the text is then read from there.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct AskMetrics;
+#[derive(Message)]
+#[rtype(result = "Health")]
+pub struct AskHealth;
+/// Why is this file not read? One sentence, the one rule.
+#[derive(Message)]
+#[rtype(result = "String")]
+pub struct AskWhy(pub String);
+/// Drain and leave, as SIGTERM does. Answered at once.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct AskStop;
+/// As SIGUSR1.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct AskReopen;
+
+pub struct AgentView {
+    pub host: Host,
+    pub version: &'static str,
+    pub pid: u32,
+    pub started: Timestamp,
+    pub data_dir: String,
+    /// The bound address, with its true port; none: off.
+    pub http: Option<String>,
+    pub stopping: bool,
+    pub log_level: String,
+}
+
+#[derive(Clone, Debug)]
+pub struct ActorView {
+    /// `collector/default`, `filter/default`, `sink/default/logr`, `http`, …
+    pub name: String,
+    /// `running`, `restarting`, `drained`, `failing` (five falls in a row)
+    pub state: &'static str,
+    /// By cause.
+    pub restarts: Vec<(String, u64)>,
+    pub last_error: Option<String>,
+    /// Room that is taken, of all there is, in events; none if no data enters by a Port.
+    pub fill: Option<(u64, u64)>,
+    /// How long others waited for room here.
+    pub waited: Duration,
+}
+
+#[derive(Clone, Debug)]
+pub struct PipelineView {
+    pub name: String,
+    pub input: String,
+    pub filters: Vec<String>,
+    pub events_in: u64,
+    pub bytes_in: u64,
+    pub filtered: u64,
+    /// All was read (`--once`, end of stdin).
+    pub ended: bool,
+    /// Why the input cannot be read at present.
+    pub error: Option<String>,
+    pub outputs: Vec<OutputView>,
+}
+
+#[derive(Clone, Debug)]
+pub struct OutputView {
+    pub label: String,
+    pub plugin: String,
+    pub when_full: &'static str,
+    /// `closed`, `half-open`, `open`
+    pub breaker: &'static str,
+    pub delivered: u64,
+    pub dropped: u64,
+    pub dead: u64,
+    pub waiting: u64,
+    /// in - filtered - delivered - dropped - dead - waiting
+    pub difference: i64,
+    /// Why the last write failed, while it has not succeeded since.
+    pub error: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HealthState {
+    Ok,
+    /// An output is away, the log or a checkpoint cannot be written …: things still flow or wait.
+    Degraded,
+    /// An actor is out, the state dir cannot be written, conservation is broken.
+    Failing,
+}
+#[derive(Clone, Debug)]
+pub struct Health {
+    pub state: HealthState,
+    pub reasons: Vec<String>,
+}

@@ -1,0 +1,10 @@
+//! Plain data that everybody may know. No outside format in here: who shows or stores something owns its form.
+pub mod batch;
+pub mod file_status;
+pub mod host;
+pub mod plugin_name;
+
+pub use batch::{Batch, Chunk, Events, Lane, Mark, Origin, Outcome, Progress, SourceId};
+pub use file_status::{FileBoard, FileState, FileStatus};
+pub use host::Host;
+pub use plugin_name::PluginName;

@@ -1,0 +1,78 @@
+//! Inputs: where events come from. To add one: its file, and one line of CATALOG.
+pub mod file;
+pub mod stdin;
+
+use std::{sync::Arc, time::Duration};
+
+use crate::{
+    checkpoint::SharedJournal,
+    clock::SharedClock,
+    model::{Chunk, Host, file_status::SharedFileBoard},
+    plugins::{Plugin, PluginError, Table},
+};
+
+pub type Build = fn(&Table, InputContext) -> Result<Box<dyn Input>, PluginError>;
+pub const CATALOG: &[Plugin<Build>] = &[stdin::PLUGIN, file::PLUGIN_V1];
+
+/// What an input is given at its mount.
+#[derive(Clone)]
+pub struct InputContext {
+    /// The pipeline's name; checkpoints belong to it.
+    pub pipeline: Arc<str>,
+    pub host: Arc<Host>,
+    pub log: slog::Logger,
+    pub clock: SharedClock,
+    /// Read what is there, then end (`--once`, bare `agent`).
+    pub once: bool,
+    /// None where no state is kept (bare `agent` on stdin).
+    pub journal: Option<SharedJournal>,
+    pub board: SharedFileBoard,
+    /// Counters by name and reason: `tally.count("lines_cut", 1)`.
+    pub tally: SharedTally,
+}
+
+/// Where a plugin counts what happened to it. Names are lower_snake; they become `luffly_input_<name>_total{pipeline}`.
+pub trait Tally: Send + Sync {
+    fn count(&self, name: &'static str, by: u64);
+}
+pub type SharedTally = Arc<dyn Tally>;
+/// For tests and tools.
+pub struct NoTally;
+impl Tally for NoTally {
+    fn count(&self, _: &'static str, _: u64) {}
+}
+
+/// How much may be read now.
+#[derive(Clone, Copy, Debug)]
+pub struct Want {
+    /// How many chunks at most.
+    pub chunks: usize,
+    /// Bytes in all of them at most; one larger event goes alone all the same.
+    pub bytes: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// There may be more at once.
+    More,
+    /// Nothing for now; look again after this long.
+    Idle(Duration),
+    /// Nothing will ever come.
+    Ended,
+}
+
+/// The source cannot be read at present; the Collector backs off and asks again.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct InputError(pub String);
+
+/// Blocking: runs on a thread that may wait for a disk, where the Collector moves it and takes it back. It keeps its place through a
+/// panic: whatever it has put into `into` counts as read, whatever it has not is read again.
+pub trait Input: Send {
+    /// Reads up to `want` into `into`. Waits for at most about 100 ms, so that a stop is heard.
+    fn read(&mut self, want: Want, into: &mut Vec<Chunk>) -> Result<Next, InputError>;
+    /// Goes back to what the journal says, after the Collector has lost what was read since (it never does by itself).
+    fn rewinds(&self) -> bool;
+    /// Told about once in 50 ms how far things are settled; the place to let go of files that are done with.
+    fn settled(&mut self) {}
+}

@@ -1,0 +1,71 @@
+//! Outputs: where events go. To add one: its file, and one line of CATALOG.
+pub mod logr;
+pub mod null;
+pub mod stdout;
+
+use std::{io, sync::Arc};
+
+use crate::{
+    clock::SharedClock,
+    model::{Batch, Host},
+    plugins::{Plugin, PluginError, Table},
+};
+
+pub type Build = fn(&Table, OutputContext) -> Result<Box<dyn Output>, PluginError>;
+pub const CATALOG: &[Plugin<Build>] = &[stdout::PLUGIN, logr::PLUGIN, null::PLUGIN];
+
+/// What an output is given at its mount.
+#[derive(Clone)]
+pub struct OutputContext {
+    pub pipeline: Arc<str>,
+    /// Its name within the pipeline, for logs: `logr`, or `logr#2` for the second.
+    pub label: Arc<str>,
+    pub host: Arc<Host>,
+    pub log: slog::Logger,
+    pub clock: SharedClock,
+}
+
+/// What came of a write.
+#[derive(Debug)]
+pub struct Written {
+    /// How many batches, from the front, are delivered.
+    pub batches: usize,
+    /// Why not all.
+    pub stopped: Option<OutputError>,
+}
+impl Written {
+    pub fn all(batches: usize) -> Self {
+        Self { batches, stopped: None }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum OutputError {
+    /// May go away: the same front is written again, later.
+    #[error("{0}")]
+    Retry(String),
+    /// The batch after the delivered ones will never be taken: it goes to the dead letter.
+    #[error("{0}")]
+    Refused(String),
+    /// The far side has left for good (stdout closed): the pipeline ends.
+    #[error("{0}")]
+    Closed(String),
+}
+
+/// Blocking: runs on a thread that may wait for the far side, where the Sink moves it and takes it back. It survives falls: what a
+/// failed or panicked `write` had already written is its own to remember, for the next `write` begins with the same first batch
+/// unless that was reported as delivered, and what is delivered must be there once, whole and in order.
+pub trait Output: Send {
+    /// Writes these in order. Batches may be empty (all filtered away): they count as delivered.
+    fn write(&mut self, batches: &[Batch]) -> Written;
+    /// What was delivered so far survives a power loss after this.
+    fn sync(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+    /// Opens its target by name again at the next write (SIGUSR1: somebody moved the file).
+    fn reopen(&mut self) {}
+    /// The last call of an orderly stop.
+    fn close(&mut self) -> io::Result<()> {
+        self.sync()
+    }
+}
