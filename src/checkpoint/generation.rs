@@ -7,7 +7,7 @@
 //! ```
 //! All numbers little-endian; crc is CRC-32 (IEEE). The header keeps its layout for ever, and its crc covers the version, so that a newer
 //! version is told from a flipped bit. The crc of a frame begins with the generation: a disk block of an older file that comes back
-//! after a power loss is no frame of this one. A frame is never empty, so zeros are none either.
+//! after a power loss is no frame of this one. Nor are zeros one: their crc is wrong.
 use std::{
     collections::BTreeMap,
     fs::{File, OpenOptions},
@@ -327,7 +327,7 @@ fn next_frame(file: &mut impl Read, generation: u64, left: u64, payload: &mut Ve
     file.read_exact(&mut head).ok()?;
     let mut fields = Fields(&head);
     let (len, sum) = (u64::from(fields.u32()?), fields.0);
-    if len < 4 || len > left.checked_sub(8)? {
+    if len > left.checked_sub(8)? {
         return None;
     }
     payload.resize(len as usize, 0);
