@@ -88,6 +88,11 @@ pub struct PipelineView {
     pub ended: bool,
     /// Why the input cannot be read at present.
     pub error: Option<String>,
+    pub checkpoint_error: Option<String>,
+    /// Events read and not yet settled by every output that blocks.
+    pub unsettled: u64,
+    /// What is unsettled is still at its source.
+    pub rewinds: bool,
     pub outputs: Vec<OutputView>,
 }
 

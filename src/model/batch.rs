@@ -105,6 +105,38 @@ impl Events {
             .flatten()
             .map(|i| &self.bytes[self.start(i)..self.ends[i as usize] as usize - 1])
     }
+    /// The kept events number `range.start` to `range.end`, counted among the kept ones.
+    pub fn part(&self, range: Range<usize>) -> Self {
+        let numbers = self.runs().flatten().skip(range.start).take(range.len());
+        let (mut runs, mut events, mut size) = (Vec::<Range<u32>>::new(), 0, 0);
+        for i in numbers {
+            events += 1;
+            size += self.ends[i as usize] as usize - self.start(i);
+            match runs.last_mut() {
+                Some(run) if run.end == i => run.end = i + 1,
+                _ => runs.push(i..i + 1),
+            }
+        }
+        Self {
+            bytes: self.bytes.clone(),
+            ends: self.ends.clone(),
+            kept: Kept::Runs {
+                runs: Arc::new(runs),
+                events,
+                size,
+            },
+        }
+    }
+    /// All of these after each other, in a buffer of their own.
+    pub fn join(parts: &[Self]) -> Self {
+        let (mut bytes, mut ends) = (Vec::with_capacity(parts.iter().map(Self::size).sum()), vec![]);
+        for event in parts.iter().flat_map(Self::iter) {
+            bytes.extend_from_slice(event);
+            bytes.push(b'\n');
+            ends.push(bytes.len() as u32);
+        }
+        Self::new(bytes.into(), ends)
+    }
     /// Keeps the events for which `keep` (asked with each content) says so.
     pub fn retain(self, mut keep: impl FnMut(&[u8]) -> bool) -> Self {
         let (mut runs, mut events, mut size) = (Vec::<Range<u32>>::new(), 0, 0);
@@ -235,7 +267,12 @@ mod tests {
         assert_eq!((some.len(), some.size(), some.is_whole()), (3, 7, false));
         let fewer = some.retain(|e| e != b"bb");
         assert_eq!(fewer.slices().collect::<Vec<_>>(), [b"a\n".as_slice(), b"c\n"]);
-        assert!(fewer.retain(|_| false).is_empty());
+        assert!(fewer.clone().retain(|_| false).is_empty());
+        let parts = [fewer.part(1..2), all.part(0..0), all.part(2..4)];
+        assert_eq!(
+            Events::join(&parts).iter().collect::<Vec<_>>(),
+            [b"c".as_slice(), b"bb", b"c"]
+        );
         assert!(all.retain(|_| true).is_whole());
         assert_eq!(Events::none().slices().count(), 0);
     }

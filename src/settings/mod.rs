@@ -27,6 +27,8 @@ pub struct Agent {
     pub group: String,
     pub ip: Ip,
     pub data_dir: PathBuf,
+    /// Bare `agent` on stdin alone: a temporary directory of its own, nothing to come back to.
+    pub private_data_dir: bool,
     /// Default: `<data_dir>/agent.pid`.
     pub pid_file: PathBuf,
     /// How long a stop may take.
