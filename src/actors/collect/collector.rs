@@ -479,6 +479,7 @@ impl Collector {
     }
 
     fn settle(&mut self, seq: u64) {
+        self.parts.pulse.progressed();
         self.window[(seq - self.low) as usize].settled = true;
         let mut marks = vec![];
         while self.window.front().is_some_and(|slot| slot.settled)

@@ -101,6 +101,7 @@ impl Handler<Carried<Ship>> for FilterStage {
         }: Carried<Ship>,
         ctx: &mut Self::Context,
     ) {
+        fail::fail_point!("filter-hear"); // a message lost: its receipt says "again"
         self.queue.push_back(Passing {
             batch,
             receipt,
@@ -128,6 +129,7 @@ impl FilterStage {
             }
             let Some((edge, _)) = front.todo.front() else {
                 self.queue.pop_front();
+                self.parts.pulse.progressed();
                 continue;
             };
             let edge = *edge;

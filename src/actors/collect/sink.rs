@@ -188,6 +188,7 @@ impl Handler<Carried<Ship>> for Sink {
         }: Carried<Ship>,
         ctx: &mut Self::Context,
     ) {
+        fail::fail_point!("sink-hear"); // a message lost: its receipt says "again"
         let (lane, seq) = (batch.lane, batch.seq);
         let next = self.lanes.entry(lane).or_insert(batch.low);
         *next = batch.low.max(*next);
@@ -480,6 +481,7 @@ impl Sink {
         if batches > 0 || stopped.is_none() {
             self.panics = 0;
             self.falls.over(&self.parts.pulse);
+            self.parts.pulse.progressed();
         }
         match stopped {
             None => {

@@ -1,5 +1,8 @@
 //! How an actor is, for whoever asks: written by its supervisor and by itself, read without asking it.
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{
+    Arc, Mutex, MutexGuard,
+    atomic::{AtomicBool, Ordering::Relaxed},
+};
 
 use prometheus::IntCounterVec;
 
@@ -13,6 +16,7 @@ pub type SharedPulse = Arc<Pulse>;
 pub struct Pulse {
     pub name: String,
     restarts: IntCounterVec,
+    progress: AtomicBool,
     state: Mutex<State>,
 }
 #[derive(Default)]
@@ -36,6 +40,7 @@ impl Pulse {
         Arc::new(Self {
             name: name.into(),
             restarts,
+            progress: AtomicBool::new(false),
             state: Mutex::default(),
         })
     }
@@ -67,6 +72,13 @@ impl Pulse {
         state.last_error = Some(cause.to_owned());
         state.in_a_row = in_a_row;
         state.phase = Phase::Waiting;
+    }
+    /// It got something done: its next fall is not one more in a row. Cheap, once a batch.
+    pub fn progressed(&self) {
+        self.progress.store(true, Relaxed);
+    }
+    pub fn take_progress(&self) -> bool {
+        self.progress.swap(false, Relaxed)
     }
     pub fn runs(&self) {
         self.state().phase = Phase::Running;

@@ -51,7 +51,8 @@ impl Farewell {
     }
 }
 
-/// How long to wait before the next run. A run of `healthy_after` or longer makes the next fall the first again.
+/// How long to wait before the next run. A run of `healthy_after` or longer, or one that got something done (see
+/// `Pulse::progressed`), makes the next fall the first again.
 #[derive(Clone, Copy)]
 pub struct Restarts {
     pub first: Duration,

@@ -1,0 +1,4 @@
+//! What the tests are made with.
+#![allow(dead_code)] // each test file uses its own part
+
+pub mod house;
