@@ -6,4 +6,5 @@ pub mod metrics;
 pub mod model;
 pub mod os;
 pub mod plugins;
+pub mod retry;
 pub mod settings;
