@@ -204,6 +204,7 @@ impl Output for Memory {
         while self.target.0.hangs.load(SeqCst) {
             std::thread::park_timeout(Duration::from_millis(1));
         }
+        let mut whole = self.settled; // said to be delivered only on return
         for (i, batch) in batches.iter().enumerate() {
             self.dice.roll();
             for event in batch.events.iter() {
@@ -217,10 +218,12 @@ impl Output for Memory {
             self.dice.roll();
             if self.errs.hits() || self.target.0.broken.load(SeqCst) {
                 let stopped = Some(OutputError::Retry("out of order".into()));
+                self.settled = whole;
                 return Written { batches: i, stopped };
             }
-            self.settled = self.target.len();
+            whole = self.target.len();
         }
+        self.settled = whole;
         Written::all(batches.len())
     }
 }

@@ -319,8 +319,8 @@ impl Sink {
         let begun = usize::from(self.error.is_some() || self.panics > 0 || self.condemned.is_some());
         let first = self.in_flight.max(begun);
         if self.parts.when_full == WhenFull::Block {
-            // It degrades: from now on it holds nobody back.
-            for waiting in self.queue.iter_mut().skip(first).filter(|w| !w.entered) {
+            // It degrades: from now on it holds nobody back, not even with the front.
+            for waiting in self.queue.iter_mut().filter(|w| !w.entered) {
                 waiting.batch.outcome.account(self.parts.number);
                 waiting.entered = true;
                 waiting.receipts.drain(..).for_each(Receipt::settle);
@@ -492,8 +492,8 @@ impl Sink {
                 self.backoff.reset();
             }
             Some(OutputError::Retry(error)) => {
-                self.breaker.failed(self.parts.clock.steady());
                 let wait = self.backoff.next();
+                self.breaker.failed(self.parts.clock.steady(), wait);
                 self.parts.meter.retries.inc();
                 slog::warn!(self.parts.log, "output failed, trying again"; "error" => &error,
                     "attempt" => self.backoff.attempt(), "next_in" => ?wait, "waiting_batches" => self.queue.len());
