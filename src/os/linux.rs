@@ -16,3 +16,8 @@ pub fn boot_id() -> String {
         .map(|s| s.trim().to_owned())
         .unwrap_or_default()
 }
+
+/// Whoever may do everything keeps its state where the system keeps it.
+pub fn is_root() -> bool {
+    nix::unistd::geteuid().is_root()
+}
