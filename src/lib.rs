@@ -1,5 +1,6 @@
 //! The agent of a host: collects events, and says that it is alive. (The map; see each module's first lines.)
 pub mod checkpoint;
+pub mod cli;
 pub mod clock;
 pub mod messages;
 pub mod metrics;

@@ -84,7 +84,12 @@ impl Findings {
     }
     fn push(&self, at: &At, key: String, message: String, usage: bool) {
         let at = at.clone();
-        self.0.borrow_mut().push(Finding { at, key, message, usage });
+        self.0.borrow_mut().push(Finding {
+            at,
+            key,
+            message,
+            usage,
+        });
     }
     pub fn is_empty(&self) -> bool {
         self.0.borrow().is_empty()
@@ -111,7 +116,8 @@ pub fn did_you_mean<'a>(found: &str, accepted: impl IntoIterator<Item = &'a str>
     let near = accepted
         .into_iter()
         .map(|word| (strsim::damerau_levenshtein(word, found), word))
-        .filter(|(steps, word)| *steps <= word.len().div_ceil(3))
+        .filter(|(steps, word)| *steps <= (word.len() / 3).max(1))
         .min();
-    near.map(|(_, word)| format!("; did you mean `{word}`?")).unwrap_or_default()
+    near.map(|(_, word)| format!("; did you mean `{word}`?"))
+        .unwrap_or_default()
 }
