@@ -15,7 +15,7 @@ use std::{
 };
 
 pub use check::level;
-pub use finding::{At, Finding, Refused, did_you_mean, unknown};
+pub use finding::{At, Finding, Refused, unknown};
 pub use flags::{Options, Place};
 pub use show::level_word;
 
