@@ -138,7 +138,11 @@ impl Events {
                 let gaps = ends.iter().zip(starts).map(|(end, start)| end.wrapping_sub(*start));
                 gaps.fold(false, |any, gap| any | (gap == 1))
             });
-        if any { self.retain_where(|_, start, end| end - start > 1) } else { self }
+        if any {
+            self.retain_where(|_, start, end| end - start > 1)
+        } else {
+            self
+        }
     }
     fn retain_where(self, mut keep: impl FnMut(&[u8], usize, usize) -> bool) -> Self {
         let (mut runs, mut events, mut size) = (Vec::<Range<u32>>::new(), 0, 0);
