@@ -1,4 +1,5 @@
 //! The agent of a host: collects events, and says that it is alive. (The map; see each module's first lines.)
+pub mod actors;
 pub mod checkpoint;
 pub mod clock;
 pub mod messages;
@@ -7,3 +8,7 @@ pub mod model;
 pub mod os;
 pub mod plugins;
 pub mod settings;
+pub mod web;
+
+/// As it is shown, registered and compared.
+pub const VERSION: &str = concat!("v.", env!("CARGO_PKG_VERSION"));

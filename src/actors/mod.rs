@@ -1,0 +1,2 @@
+//! What lives: supervised actors, one a line.
+pub mod http_api;
