@@ -11,3 +11,7 @@ pub mod os;
 pub mod plugins;
 pub mod retry;
 pub mod settings;
+pub mod web;
+
+/// As it is shown, registered and compared.
+pub const VERSION: &str = concat!("v.", env!("CARGO_PKG_VERSION"));
