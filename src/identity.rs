@@ -131,12 +131,7 @@ fn instance(path: &Path, machine: &str) -> io::Result<(String, Option<String>)> 
                     "this data directory comes from another machine: instance {id} is left behind, a new one is made"
                 ))
             }
-            (None, _) => {
-                news = Some(format!(
-                    "{} holds no instance id, a new one is made",
-                    path.display()
-                ))
-            }
+            (None, _) => news = Some(format!("{} holds no instance id, a new one is made", path.display())),
         }
     }
     let id = random_hex::<16>()?;
@@ -164,11 +159,6 @@ pub fn token(path: &Path) -> io::Result<String> {
         Err(e) => Err(named(path, "read", e)),
     }
 }
-/// A token for an agent that keeps no state.
-pub fn passing_token() -> io::Result<String> {
-    random_hex::<32>()
-}
-
 fn write(path: &Path, line: &str) -> io::Result<()> {
     os::write_private(path, format!("{}\n", line.trim_end()).as_bytes()).map_err(|e| named(path, "write", e))
 }
@@ -222,7 +212,10 @@ mod tests {
             assert_eq!(choose(&wanted, route, &interfaces), (ip(got), None), "{wanted:?}");
         }
         for (wanted, word) in [
-            (Ip::Interface("eth7".into()), "eth7 has no address (there are: lo, eth0, eth1), using 192.168.7.8"),
+            (
+                Ip::Interface("eth7".into()),
+                "eth7 has no address (there are: lo, eth0, eth1), using 192.168.7.8",
+            ),
             (net("10.2.0.0/16"), "10.2.0.0/16, using 192.168.7.8"),
         ] {
             let (got, said) = choose(&wanted, route, &interfaces);
@@ -241,7 +234,11 @@ mod tests {
         let (first, news) = instance(&path, "m1").unwrap();
         assert_eq!((first.len(), news), (32, None));
         assert_eq!(instance(&path, "m1").unwrap(), (first.clone(), None));
-        assert_eq!(instance(&path, "").unwrap(), (first.clone(), None), "no id proves nothing");
+        assert_eq!(
+            instance(&path, "").unwrap(),
+            (first.clone(), None),
+            "no id proves nothing"
+        );
         let (clone, news) = instance(&path, "m2").unwrap();
         assert_ne!(clone, first);
         assert!(news.unwrap().contains(&first));
@@ -249,7 +246,11 @@ mod tests {
 
         std::fs::remove_file(&path).unwrap();
         let (unbound, _) = instance(&path, "").unwrap();
-        assert_eq!(instance(&path, "m3").unwrap(), (unbound.clone(), None), "bound at the first chance");
+        assert_eq!(
+            instance(&path, "m3").unwrap(),
+            (unbound.clone(), None),
+            "bound at the first chance"
+        );
         assert_ne!(instance(&path, "m4").unwrap().0, unbound);
 
         std::fs::write(&path, "\0\0\0").unwrap();

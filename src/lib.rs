@@ -1,4 +1,6 @@
 //! The agent of a host: collects events, and says that it is alive. (The map; see each module's first lines.)
+pub mod actors;
+pub mod agent;
 pub mod checkpoint;
 pub mod clock;
 pub mod identity;
@@ -9,3 +11,6 @@ pub mod model;
 pub mod os;
 pub mod plugins;
 pub mod settings;
+
+/// As it is shown, registered and compared.
+pub const VERSION: &str = concat!("v.", env!("CARGO_PKG_VERSION"));

@@ -254,7 +254,9 @@ fn wall(w: &mut dyn Write) -> io::Result<()> {
     write!(w, "{}", jiff::Zoned::now().strftime("%Y-%m-%d %H:%M:%S%.3f"))
 }
 
-fn for_people(decorator: impl slog_term::Decorator + Send + 'static) -> impl Drain<Ok = (), Err = Never> + Send + 'static {
+fn for_people(
+    decorator: impl slog_term::Decorator + Send + 'static,
+) -> impl Drain<Ok = (), Err = Never> + Send + 'static {
     let format = slog_term::FullFormat::new(decorator)
         .use_custom_timestamp(wall)
         .use_original_order()
@@ -308,8 +310,14 @@ impl Drain for Recent {
         let mut text = String::from_utf8_lossy(&bytes).trim_end().to_owned();
         if text.len() > RECENT_BYTES {
             // Still a line of JSON, with the beginning of what was said.
-            let message = record.msg().to_string().chars().take(RECENT_BYTES / 8).collect::<String>();
-            text = serde_json::json!({ "level": record.level().as_str(), "msg": message, "cut": text.len() }).to_string();
+            let message = record
+                .msg()
+                .to_string()
+                .chars()
+                .take(RECENT_BYTES / 8)
+                .collect::<String>();
+            text =
+                serde_json::json!({ "level": record.level().as_str(), "msg": message, "cut": text.len() }).to_string();
         }
         let mut lines = lock(&self.0);
         if lines.len() == RECENT {
@@ -377,13 +385,7 @@ struct RotatingFile {
     reopen: Arc<AtomicBool>,
 }
 impl RotatingFile {
-    fn open(
-        path: PathBuf,
-        max_size: u64,
-        keep: u32,
-        take_stderr: bool,
-        reopen: Arc<AtomicBool>,
-    ) -> io::Result<Self> {
+    fn open(path: PathBuf, max_size: u64, keep: u32, take_stderr: bool, reopen: Arc<AtomicBool>) -> io::Result<Self> {
         let mut this = Self {
             path,
             file: None,
@@ -490,7 +492,13 @@ mod tests {
             path: path.to_owned(),
             take_stderr: false,
         };
-        let log = open(&settings(max_size, keep), target, crate::clock::system(), dropped.clone()).unwrap();
+        let log = open(
+            &settings(max_size, keep),
+            target,
+            crate::clock::system(),
+            dropped.clone(),
+        )
+        .unwrap();
         (log, dropped)
     }
     fn records(path: &Path) -> Vec<serde_json::Value> {
@@ -516,7 +524,10 @@ mod tests {
         assert_eq!(written.len(), 1 + RECENT);
         assert_eq!(written[0]["msg"], "store unreachable, retrying");
         assert_eq!(written[0]["level"], "info");
-        assert_eq!((&written[0]["attempt"], &written[0]["next_in"]), (&4.into(), &"8s".into()));
+        assert_eq!(
+            (&written[0]["attempt"], &written[0]["next_in"]),
+            (&4.into(), &"8s".into())
+        );
         assert!(written[0]["ts"].as_str().unwrap().parse::<jiff::Timestamp>().is_ok());
         let recent = log.recent.lines();
         assert_eq!(recent.len(), RECENT);
@@ -531,7 +542,12 @@ mod tests {
         log.finish(Duration::from_secs(10));
         let line = &log.recent.lines()[0];
         assert!(line.len() <= RECENT_BYTES, "{}", line.len());
-        assert!(serde_json::from_str::<serde_json::Value>(line).unwrap()["cut"].as_u64().unwrap() > 100_000);
+        assert!(
+            serde_json::from_str::<serde_json::Value>(line).unwrap()["cut"]
+                .as_u64()
+                .unwrap()
+                > 100_000
+        );
     }
 
     #[test]
@@ -607,7 +623,11 @@ mod tests {
         info!(logger, "room again");
         drop(guard);
         let text = String::from_utf8(lock(&written.0).clone()).unwrap();
-        assert!(text.contains(&format!("\"dropped\":{lost}")), "{}", &text[text.len() - 300..]);
+        assert!(
+            text.contains(&format!("\"dropped\":{lost}")),
+            "{}",
+            &text[text.len() - 300..]
+        );
         assert_eq!(text.lines().count() as u64, sent - lost + 2);
     }
 

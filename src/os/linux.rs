@@ -13,10 +13,9 @@ pub use files::{
     DirError, Holder, Lock, LockError, PRIVATE_DIR, PRIVATE_FILE, holder, private_dir, private_temp_dir, write_private,
 };
 pub use process::{
-    Process, ProcessStats, end_self_softly, name_thread, prepare_signals, process_stats, raise_open_files,
-    redirect_stderr, reopen_self, set_nice, user_id,
+    Process, end_self_softly, own_uid, prepare_signals, raise_open_files, redirect_stderr, reopen_self, set_nice,
 };
-pub use sockets::{bind_private, connect_local, peer_uid};
+pub use sockets::{LocalAddress, bind_private};
 
 /// Time since boot, suspend included.
 pub fn since_boot() -> Duration {

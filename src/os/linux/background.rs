@@ -47,8 +47,8 @@ pub struct Ready(File);
 
 /// Call it before there is a second thread.
 pub fn into_background() -> io::Result<Forked> {
-    let threads = super::process_stats().threads;
-    if threads > 1 {
+    let threads = super::process::thread_count();
+    if threads != 1 {
         return Err(io::Error::other(format!("{threads} threads run already")));
     }
     let (reads, writes) = pipe2(OFlag::O_CLOEXEC)?;
@@ -130,5 +130,64 @@ impl Child {
             }
         }
         let _ = kill(self.pid, Signal::SIGKILL);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        os::fd::OwnedFd,
+        process::{Command, Stdio},
+    };
+
+    use super::*;
+
+    /// Forking a process of many threads is refused, so a shell plays the child.
+    fn child(script: &str) -> Child {
+        let mut shell = Command::new("sh")
+            .args(["-c", script])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let pipe = File::from(OwnedFd::from(shell.stdout.take().unwrap()));
+        Child {
+            pid: Pid::from_raw(shell.id() as i32),
+            pipe,
+        }
+    }
+
+    #[test]
+    fn the_parent_hears_what_became_of_the_child() {
+        let long = Duration::from_secs(20);
+        assert_eq!(
+            child("printf 'ok pid 7'; exec >&-; sleep 0.2").outcome(long),
+            Outcome::Ready("pid 7".into())
+        );
+        assert_eq!(
+            child("printf '78 no '; printf 'such key'; exit 3").outcome(long),
+            Outcome::Failed {
+                code: 78,
+                text: "no such key".into()
+            }
+        );
+        assert_eq!(child("exit 3").outcome(long), Outcome::Died("exit code 3".into()));
+        assert_eq!(
+            child("kill -9 $$").outcome(long),
+            Outcome::Died("signal SIGKILL".into())
+        );
+        let late = child("exec sleep 60");
+        let pid = late.pid();
+        assert_eq!(late.outcome(Duration::from_millis(20)), Outcome::Late);
+        assert!(
+            super::super::process::start_ticks(pid).is_none(),
+            "and is not left behind"
+        );
+    }
+
+    #[test]
+    fn a_process_with_threads_is_not_forked() {
+        let error = into_background().err().unwrap().to_string();
+        assert!(error.contains("threads run already"), "{error}");
     }
 }

@@ -54,7 +54,7 @@ pub fn private_dir(path: &Path, is_ours: impl FnOnce(&Path) -> bool) -> Result<O
         Err(e) => return Err(io(e)),
     };
     let mode = found.mode() & 0o7777;
-    if found.uid() == process::user_id() {
+    if found.uid() == process::own_uid() {
         if mode & 0o077 == 0 {
             return Ok(None);
         }
@@ -72,7 +72,7 @@ pub fn private_dir(path: &Path, is_ours: impl FnOnce(&Path) -> bool) -> Result<O
     Err(DirError::Unfit(format!(
         "{shown} belongs to user {}, and the agent runs as user {}",
         found.uid(),
-        process::user_id()
+        process::own_uid()
     )))
 }
 
@@ -143,15 +143,30 @@ pub struct Lock {
 }
 
 impl Lock {
-    /// Takes the lock and writes this process into the file: its pid, and its start with `with_start`.
-    pub fn take(path: &Path, with_start: bool) -> Result<Self, LockError> {
+    /// For our own eyes: the file holds pid and start, so that a reused pid is not taken for the holder.
+    pub fn take(path: &Path) -> Result<Self, LockError> {
+        let pid = std::process::id();
+        let name = match process::start_ticks(pid as i32) {
+            Some(ticks) => format!("{pid} {ticks}\n"),
+            None => format!("{pid}\n"),
+        };
+        Self::take_as(path, PRIVATE_FILE, &name)
+    }
+    /// A pid file as everybody reads them: the pid alone.
+    pub fn take_pid_file(path: &Path) -> Result<Self, LockError> {
+        Self::take_as(path, 0o644, &format!("{}\n", std::process::id()))
+    }
+
+    fn take_as(path: &Path, mode: u32, name: &str) -> Result<Self, LockError> {
         loop {
             let mut file = OpenOptions::new()
                 .read(true)
                 .write(true)
                 .create(true)
                 .truncate(false)
-                .mode(PRIVATE_FILE)
+                .mode(mode)
+                // Pid files may stand where others can write: a link there must not lead us to somebody's file.
+                .custom_flags(nix::libc::O_NOFOLLOW)
                 .open(path)?;
             if let Err(errno) = fcntl(&file, FcntlArg::F_OFD_SETLK(&whole_file())) {
                 return Err(match errno {
@@ -164,13 +179,8 @@ impl Lock {
             if !there.is_ok_and(|there| (there.dev(), there.ino()) == (ours.dev(), ours.ino())) {
                 continue;
             }
-            let pid = std::process::id();
-            let text = match process::start_ticks(pid as i32) {
-                Some(ticks) if with_start => format!("{pid} {ticks}\n"),
-                _ => format!("{pid}\n"),
-            };
             file.set_len(0)?;
-            file.write_all(text.as_bytes())?;
+            file.write_all(name.as_bytes())?;
             return Ok(Self {
                 file,
                 path: path.to_owned(),
@@ -248,16 +258,16 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("lock");
         assert_eq!(holder(&path).unwrap(), None);
-        let lock = Lock::take(&path, true).unwrap();
+        let lock = Lock::take(&path).unwrap();
         let me = std::process::id() as i32;
-        assert!(matches!(Lock::take(&path, true), Err(LockError::Held(Some(h))) if h.pid == me));
+        assert!(matches!(Lock::take(&path), Err(LockError::Held(Some(h))) if h.pid == me));
         let seen = holder(&path).unwrap().unwrap();
         assert_eq!((seen.pid, seen.started), (me, process::start_ticks(me)));
         assert!(seen.started.is_some());
         drop(lock);
         assert_eq!(holder(&path).unwrap(), None, "the file stays, and says nothing");
         assert!(path.exists());
-        Lock::take(&path, false).unwrap().remove().unwrap();
+        Lock::take_pid_file(&path).unwrap().remove().unwrap();
         assert!(!path.exists());
     }
 
@@ -266,7 +276,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("agent.pid");
         std::fs::write(&path, "4194303 99999999999999\nrubbish\n").unwrap();
-        let _lock = Lock::take(&path, false).unwrap();
+        let _lock = Lock::take_pid_file(&path).unwrap();
         assert_eq!(
             std::fs::read_to_string(&path).unwrap(),
             format!("{}\n", std::process::id())
@@ -277,9 +287,9 @@ mod tests {
     fn removing_a_lock_leaves_the_file_of_a_successor() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("agent.pid");
-        let lock = Lock::take(&path, false).unwrap();
+        let lock = Lock::take_pid_file(&path).unwrap();
         std::fs::remove_file(&path).unwrap();
-        let _heir = Lock::take(&path, false).unwrap();
+        let _heir = Lock::take_pid_file(&path).unwrap();
         lock.remove().unwrap();
         assert!(path.exists());
     }
@@ -331,7 +341,7 @@ mod tests {
     fn closing_another_descriptor_of_the_file_does_not_lose_the_lock() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("lock");
-        let _lock = Lock::take(&path, true).unwrap();
+        let _lock = Lock::take(&path).unwrap();
         drop(File::open(&path).unwrap()); // a classic fcntl lock would be lost here
         assert!(holder(&path).unwrap().is_some());
     }

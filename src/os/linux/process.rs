@@ -17,37 +17,14 @@ use nix::{
     unistd::{Pid, geteuid},
 };
 
-pub fn user_id() -> u32 {
+/// The user id that this process acts as.
+pub fn own_uid() -> u32 {
     geteuid().as_raw()
 }
 
-/// What this process uses of the machine.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct ProcessStats {
-    pub resident_bytes: u64,
-    /// User and system, of all threads.
-    pub cpu: Duration,
-    pub open_fds: u64,
-    pub threads: u64,
-}
-
-/// What cannot be read is 0.
-pub fn process_stats() -> ProcessStats {
-    let entries = |path| std::fs::read_dir(path).map_or(0, |entries| entries.count() as u64);
-    let pages = std::fs::read_to_string("/proc/self/statm")
-        .ok()
-        .and_then(|text| text.split_whitespace().nth(1)?.parse::<u64>().ok())
-        .unwrap_or(0);
-    // SAFETY: sysconf only reads a constant of the system.
-    let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) }.max(0) as u64;
-    ProcessStats {
-        resident_bytes: pages * page,
-        cpu: nix::time::clock_gettime(nix::time::ClockId::CLOCK_PROCESS_CPUTIME_ID)
-            .map(Duration::from)
-            .unwrap_or_default(),
-        open_fds: entries("/proc/self/fd").saturating_sub(1), // the one that reads the directory
-        threads: entries("/proc/self/task"),
-    }
+/// How many threads run in this process.
+pub(super) fn thread_count() -> usize {
+    std::fs::read_dir("/proc/self/task").map_or(0, |threads| threads.count())
 }
 
 /// Signals as the agent needs them, whatever it was started by: none blocked, a write past a file size limit is an error (EFBIG) and
@@ -76,14 +53,6 @@ pub fn set_nice(nice: i32) -> io::Result<()> {
     // SAFETY: takes numbers only.
     Errno::result(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) })?;
     Ok(())
-}
-
-/// As `top -H` shows the calling thread; the kernel keeps 15 bytes.
-pub fn name_thread(name: &str) {
-    let short = name.bytes().filter(|b| *b != 0).take(15).collect::<Vec<_>>();
-    if let Ok(name) = std::ffi::CString::new(short) {
-        let _ = nix::sys::prctl::set_name(&name);
-    }
 }
 
 /// Sends this process SIGTERM: whoever asks for a stop takes the same road as a signal, deadline included. Never twice, for a second
@@ -194,13 +163,6 @@ mod tests {
     use super::{super::Holder, *};
 
     #[test]
-    fn stats_are_those_of_a_living_process() {
-        let stats = process_stats();
-        assert!(stats.resident_bytes > 100_000, "{stats:?}");
-        assert!(stats.cpu > Duration::ZERO && stats.open_fds >= 3 && stats.threads >= 2, "{stats:?}");
-    }
-
-    #[test]
     fn a_reused_pid_is_not_taken_for_the_process() {
         let mut child = Command::new("sleep").arg("60").stdin(Stdio::null()).spawn().unwrap();
         let pid = child.id() as i32;
@@ -237,16 +199,5 @@ mod tests {
         child.wait().unwrap();
         assert!(process.wait(Duration::ZERO));
         assert!(!process.signal(Signal::SIGKILL).unwrap());
-    }
-
-    #[test]
-    fn a_thread_gets_its_name() {
-        std::thread::spawn(|| {
-            name_thread("a-name-longer-than-fifteen");
-            let name = std::fs::read_to_string("/proc/thread-self/comm").unwrap();
-            assert_eq!(name, "a-name-longer-t\n");
-        })
-        .join()
-        .unwrap();
     }
 }

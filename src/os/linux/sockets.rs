@@ -3,20 +3,14 @@ use std::{
     fs::File,
     io,
     os::{
-        fd::{AsFd, AsRawFd},
-        unix::{
-            fs::FileTypeExt,
-            net::{UnixListener, UnixStream},
-        },
+        fd::AsRawFd,
+        unix::{fs::FileTypeExt, net::UnixListener},
     },
     path::{Path, PathBuf},
 };
 
 use nix::sys::{
-    socket::{
-        AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, getsockopt, listen, socket,
-        sockopt::PeerCredentials,
-    },
+    socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket},
     stat::{Mode, fchmod},
 };
 
@@ -39,36 +33,42 @@ pub fn bind_private(path: &Path) -> io::Result<UnixListener> {
     let listener = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
     // On Linux the name gets the mode that the socket has when it is bound: no moment in which it stands open, no umask.
     fchmod(&listener, Mode::from_bits_truncate(super::PRIVATE_FILE))?;
-    by_address(path, |address| {
-        Ok(bind(listener.as_raw_fd(), &UnixAddr::new(address)?)?)
-    })?;
+    bind(listener.as_raw_fd(), &UnixAddr::new(LocalAddress::of(path)?.as_path())?)?;
     listen(&listener, Backlog::new(128)?)?;
     Ok(listener.into())
 }
 
-pub fn connect_local(path: &Path) -> io::Result<UnixStream> {
-    by_address(path, |address| UnixStream::connect(address))
+/// How a socket is named to the system, for as long as this lives.
+pub struct LocalAddress {
+    path: PathBuf,
+    /// What a long path goes through.
+    _dir: Option<File>,
 }
-
-fn by_address<T>(path: &Path, with: impl FnOnce(&Path) -> io::Result<T>) -> io::Result<T> {
-    if path.as_os_str().len() <= LONGEST {
-        return with(path);
+impl LocalAddress {
+    pub fn of(path: &Path) -> io::Result<Self> {
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+            return Err(io::ErrorKind::InvalidFilename.into());
+        };
+        if path.as_os_str().len() <= LONGEST {
+            return Ok(Self {
+                path: path.to_owned(),
+                _dir: None,
+            });
+        }
+        let dir = File::open(parent)?;
+        Ok(Self {
+            path: PathBuf::from(format!("/proc/self/fd/{}", dir.as_raw_fd())).join(name),
+            _dir: Some(dir),
+        })
     }
-    let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
-        return with(path);
-    };
-    let dir = File::open(dir)?;
-    with(&PathBuf::from(format!("/proc/self/fd/{}", dir.as_raw_fd())).join(name))
-}
-
-/// The user at the other end of a local connection, as the kernel knows it.
-pub fn peer_uid(stream: &impl AsFd) -> io::Result<u32> {
-    Ok(getsockopt(stream, PeerCredentials)?.uid())
+    pub fn as_path(&self) -> &Path {
+        &self.path
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::{fs::PermissionsExt, net::UnixStream};
 
     use super::*;
 
@@ -82,9 +82,8 @@ mod tests {
             let listener = bind_private(&path).unwrap();
             let mode = std::fs::metadata(&path).unwrap().permissions().mode() & 0o777;
             assert_eq!(mode, 0o600);
-            let _client = connect_local(&path).unwrap();
-            let (server, _) = listener.accept().unwrap();
-            assert_eq!(peer_uid(&server).unwrap(), super::super::user_id());
+            let _client = UnixStream::connect(LocalAddress::of(&path).unwrap().as_path()).unwrap();
+            listener.accept().unwrap();
         }
         let file = dir.path().join("letter");
         std::fs::write(&file, "dear").unwrap();

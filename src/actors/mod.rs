@@ -1,0 +1,2 @@
+//! Stand-in of the daemon's branch.
+pub mod root;
