@@ -51,3 +51,8 @@ fn first_line(path: &str) -> String {
         .map(|text| text.lines().next().unwrap_or_default().trim().to_owned())
         .unwrap_or_default()
 }
+
+/// Whoever may do everything keeps its state where the system keeps it.
+pub fn is_root() -> bool {
+    nix::unistd::geteuid().is_root()
+}
