@@ -2,7 +2,7 @@
 //! it from the input to the sink, with one deadline, naming the late.
 //! Hears: the `Ask*` questions. Says: AwaitEnd, AwaitClosed, Observe*, Reopen, Hurry, Drain → every stage. Waits: at most for the
 //! drain's deadline.
-use std::{sync::Arc, time::Duration};
+use std::{net::TcpListener, os::unix::net::UnixListener, sync::Arc, time::Duration};
 
 use actix::prelude::*;
 use futures_util::future::{join_all, select_all};
@@ -17,10 +17,12 @@ use crate::{
             meter::{InputTally, OutputMeter, PipelineMeter},
             sink::{Sink, SinkParts},
         },
+        http_api::{HttpApi, HttpApiParts},
         kit::{Carried, Port, Pulse, Restarts, SharedPulse, Stopping, Weight, supervise},
     },
     checkpoint::Journal,
     clock::SharedClock,
+    log::{LevelSwitch, Recent},
     deadletter::DeadLetter,
     messages::{
         collect::{AwaitClosed, AwaitEnd, CollectorView, Hurry, ObserveCollector, ObserveSink, Ship, SinkView},
@@ -31,6 +33,7 @@ use crate::{
     plugins::{self, filters, inputs, outputs},
     retry::Backoff,
     settings::{self, Settings, WhenFull},
+    web::{self, Ask},
 };
 
 /// How long an answer of a stage is waited for; a stage that is being raised again may need some seconds.
@@ -40,10 +43,18 @@ pub struct Start {
     pub settings: Settings,
     pub host: Arc<Host>,
     pub log: slog::Logger,
+    pub level: LevelSwitch,
+    pub recent: Recent,
     pub metrics: SharedMetrics,
     pub clock: SharedClock,
     pub boot_id: String,
+    /// `<data dir>/agent.sock`, bound.
+    pub socket: Option<UnixListener>,
+    /// Bound.
+    pub http: Option<TcpListener>,
     pub signals: mpsc::Receiver<Signal>,
+    pub token: String,
+    pub background: bool,
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Signal {
@@ -61,6 +72,8 @@ pub struct Ended {
 /// What was wired: health, drain and every page walk this list.
 pub struct House {
     pub pipelines: Vec<Pipeline>,
+    root: SharedPulse,
+    http: SharedPulse,
     stopping: Stopping,
     metrics: SharedMetrics,
     letters: Arc<DeadLetter>,
@@ -145,6 +158,8 @@ impl House {
             .collect::<Vec<_>>();
         let mut house = Self {
             pipelines: vec![],
+            root: Pulse::new("root", metrics.restarts.clone()),
+            http: Pulse::new("http", metrics.restarts.clone()),
             stopping: Stopping::default(),
             metrics: metrics.clone(),
             letters,
@@ -483,17 +498,20 @@ impl Pipeline {
     }
     fn actors(&self) -> impl Iterator<Item = ActorView> + '_ {
         fn view<A: Actor>(stage: &Stage<A>) -> ActorView {
-            ActorView {
-                name: stage.pulse.name.clone(),
-                state: stage.pulse.word(),
-                restarts: stage.pulse.causes(),
-                last_error: stage.pulse.last_error(),
-                fill: stage.port.as_ref().map(Port::fill),
-                waited: stage.port.as_ref().map_or(Duration::ZERO, Port::waited),
-            }
+            actor_view(&stage.pulse, stage.port.as_ref())
         }
         let sinks = self.sinks.iter().map(|sink| view(&sink.stage));
         [view(&self.collector), view(&self.filter)].into_iter().chain(sinks)
+    }
+}
+fn actor_view(pulse: &SharedPulse, port: Option<&Port<Ship>>) -> ActorView {
+    ActorView {
+        name: pulse.name.clone(),
+        state: pulse.word(),
+        restarts: pulse.causes(),
+        last_error: pulse.last_error(),
+        fill: port.map(Port::fill),
+        waited: port.map_or(Duration::ZERO, Port::waited),
     }
 }
 impl House {
@@ -516,7 +534,8 @@ impl House {
         views
     }
     pub fn actors(&self) -> Vec<ActorView> {
-        let actors = self.pipelines.iter().flat_map(Pipeline::actors).collect::<Vec<_>>();
+        let control = [&self.root, &self.http].map(|pulse| actor_view(pulse, None));
+        let actors = control.into_iter().chain(self.pipelines.iter().flat_map(Pipeline::actors)).collect::<Vec<_>>();
         for actor in &actors {
             self.metrics
                 .waited
@@ -626,13 +645,26 @@ impl House {
 /// Answers what HttpApi asks.
 pub struct Root {
     house: Arc<House>,
-    agent: AgentView,
+    known: Known,
+    /// As a signal of the system would be.
     signals: mpsc::Sender<Signal>,
+}
+/// What does not change while the agent lives, and who can tell the rest.
+struct Known {
+    host: Arc<Host>,
+    started: jiff::Timestamp,
+    data_dir: String,
+    http: Option<String>,
+    config: serde_json::Value,
+    level: LevelSwitch,
+    recent: Recent,
+    stopping: Stopping,
 }
 impl Actor for Root {
     type Context = Context<Self>;
 }
 impl Supervised for Root {}
+
 macro_rules! answers {
     ($message:ty, $result:ty, |$house:ident, $ask:ident| $answer:expr) => {
         impl Handler<$message> for Root {
@@ -654,47 +686,107 @@ answers!(AskMetrics, (), |house, _ask| {
     house.actors();
 });
 
+impl Handler<AskAgent> for Root {
+    type Result = MessageResult<AskAgent>;
+    fn handle(&mut self, _: AskAgent, _: &mut Self::Context) -> Self::Result {
+        let known = &self.known;
+        MessageResult(AgentView {
+            host: (*known.host).clone(),
+            version: crate::VERSION,
+            pid: std::process::id(),
+            started: known.started,
+            data_dir: known.data_dir.clone(),
+            http: known.http.clone(),
+            stopping: known.stopping.begun(),
+            log_level: settings::level_word(known.level.level()).to_owned(),
+        })
+    }
+}
+impl Handler<AskConfig> for Root {
+    type Result = MessageResult<AskConfig>;
+    fn handle(&mut self, _: AskConfig, _: &mut Self::Context) -> Self::Result {
+        MessageResult(self.known.config.clone())
+    }
+}
+impl Handler<AskLogs> for Root {
+    type Result = MessageResult<AskLogs>;
+    fn handle(&mut self, AskLogs(most): AskLogs, _: &mut Self::Context) -> Self::Result {
+        let lines = self.known.recent.lines();
+        MessageResult(lines[lines.len().saturating_sub(most)..].to_vec())
+    }
+}
+impl Handler<SetLogLevel> for Root {
+    type Result = ();
+    fn handle(&mut self, SetLogLevel { level, revert_after }: SetLogLevel, _: &mut Self::Context) {
+        match revert_after {
+            Some(time) => self.known.level.set_for(level, time),
+            None => self.known.level.set(level),
+        }
+    }
+}
+impl Handler<AskStop> for Root {
+    type Result = ();
+    fn handle(&mut self, _: AskStop, _: &mut Self::Context) {
+        let _ = self.signals.try_send(Signal::Stop); // full: one is on its way
+    }
+}
+impl Handler<AskReopen> for Root {
+    type Result = ();
+    fn handle(&mut self, _: AskReopen, _: &mut Self::Context) {
+        let _ = self.signals.try_send(Signal::Reopen);
+    }
+}
+
 // ---- living
 /// Runs until all inputs have ended, the far side has left, or somebody stops it. `ready` is called once.
-pub async fn run(start: Start, ready: impl FnOnce(Result<(), String>)) -> Ended {
-    let house = match House::build(&start).await {
-        Ok(house) => Arc::new(house),
+pub async fn run(mut start: Start, ready: impl FnOnce(Result<(), String>)) -> Ended {
+    let made = async {
+        let tls = start.settings.http.tls.as_ref().map(|tls| web::tls::server_config(&tls.cert, &tls.key)).transpose()?;
+        Ok((Arc::new(House::build(&start).await?), tls))
+    };
+    let (house, tls) = match made.await {
+        Ok(made) => made,
         Err(error) => {
+            let error: String = error;
             ready(Err(error.clone()));
-            return Ended {
-                code: 1,
-                why: error,
-                counts: vec![],
-            };
+            return Ended { code: 1, why: error, counts: vec![] };
         }
     };
+    let (ask_signals, mut asked) = mpsc::channel(4);
+    let http = start.http.as_ref().and_then(|listener| listener.local_addr().ok()).map(|address| address.to_string());
+    let known = Known {
+        host: start.host.clone(),
+        started: start.clock.wall(),
+        data_dir: start.settings.agent.data_dir.display().to_string(),
+        http,
+        config: start.settings.effective(),
+        level: start.level,
+        recent: start.recent,
+        stopping: house.stopping.clone(),
+    };
+    let root = Root { house: house.clone(), known, signals: ask_signals };
+    let (root, _) =
+        supervise(Restarts::CONTROL, house.stopping.clone(), house.root.clone(), start.log.clone(), |_, _| root);
+    let api = HttpApi::new(HttpApiParts {
+        ask: Ask::of(&root),
+        http: start.http.take(),
+        tls,
+        socket: start.socket.take(),
+        token: start.token,
+        insecure_remote: start.settings.http.insecure_remote,
+        log: start.log.clone(),
+        metrics: start.metrics.clone(),
+        clock: start.clock.clone(),
+    });
+    let (api, _) = supervise(Restarts::CONTROL, house.stopping.clone(), house.http.clone(), start.log.clone(), |_, _| api);
     ready(Ok(()));
-    let Start {
-        settings,
-        log,
-        mut signals,
-        ..
-    } = start;
-    let why = loop {
-        let all_ended = house
-            .pipelines
-            .iter()
-            .map(|p| until_answered(&p.collector.addr, || AwaitEnd));
-        let closed = house.pipelines.iter().flat_map(|p| &p.sinks);
-        let closed = closed
-            .map(|s| Box::pin(until_answered(&s.stage.addr, || AwaitClosed)))
-            .collect::<Vec<_>>();
-        tokio::select! {
-            signal = signals.recv() => match signal {
-                Some(Signal::Reopen) => house.reopen(),
-                Some(Signal::Stop) | None => break Why::Asked,
-            },
-            _ = join_all(all_ended) => break Why::Ended,
-            (said, ..) = select_all(closed) => break Why::Closed(said),
-        }
-    };
-    house.stop(why, settings.agent.drain, &log).await
+    let why = house.until_over(&mut start.signals, &mut asked).await;
+    let ended = house.stop(why, start.settings.agent.drain, &start.log).await;
+    // Last: whoever looks on sees the drain.
+    let _ = tokio::time::timeout(Duration::from_secs(2), api.send(Drain)).await;
+    ended
 }
+
 enum Why {
     Asked,
     Ended,
@@ -717,6 +809,25 @@ where
 }
 
 impl House {
+    /// Until somebody asks for a stop, all inputs have ended, or the far side has left.
+    async fn until_over(&self, signals: &mut mpsc::Receiver<Signal>, asked: &mut mpsc::Receiver<Signal>) -> Why {
+        let all_ended = join_all(self.pipelines.iter().map(|p| until_answered(&p.collector.addr, || AwaitEnd)));
+        let closed = self.pipelines.iter().flat_map(|p| &p.sinks);
+        let closed = select_all(closed.map(|s| Box::pin(until_answered(&s.stage.addr, || AwaitClosed))));
+        tokio::pin!(all_ended, closed);
+        loop {
+            let signal = tokio::select! {
+                signal = signals.recv() => signal.unwrap_or(Signal::Stop),
+                signal = asked.recv() => signal.unwrap_or(Signal::Stop),
+                _ = &mut all_ended => return Why::Ended,
+                (said, ..) = &mut closed => return Why::Closed(said),
+            };
+            match signal {
+                Signal::Reopen => self.reopen(),
+                Signal::Stop => return Why::Asked,
+            }
+        }
+    }
     /// From the input to the sink. All of it within `limit`, and then the late are named.
     async fn stop(&self, why: Why, limit: Duration, log: &slog::Logger) -> Ended {
         self.stopping.begin();

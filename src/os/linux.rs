@@ -1,7 +1,21 @@
-//! Linux: clocks, boot id, processes.
+//! Linux: clocks, machine, and (in the files below) processes, private files and locks, local sockets, the way into the background.
+mod background;
+mod files;
+mod process;
+mod sockets;
+
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
+
+pub use background::{Child, Forked, Outcome, Ready, into_background};
+pub use files::{
+    DirError, Holder, Lock, LockError, PRIVATE_DIR, PRIVATE_FILE, holder, private_dir, private_temp_dir, write_private,
+};
+pub use process::{
+    Process, end_self_softly, own_uid, prepare_signals, raise_open_files, redirect_stderr, reopen_self, set_nice,
+};
+pub use sockets::{LocalAddress, bind_private};
 
 /// Time since boot, suspend included.
 pub fn since_boot() -> Duration {
@@ -12,8 +26,29 @@ pub fn since_boot() -> Duration {
 
 /// Changes at every boot: what the kernel had not written back by then is gone.
 pub fn boot_id() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
-        .map(|s| s.trim().to_owned())
+    first_line("/proc/sys/kernel/random/boot_id")
+}
+
+/// Stays the same for an installed system; empty where there is none (many containers).
+pub fn machine_id() -> String {
+    let id = first_line("/etc/machine-id");
+    match id.as_str() {
+        "" => first_line("/var/lib/dbus/machine-id"),
+        "uninitialized" => String::new(), // first boot of an image, before systemd has made one
+        _ => id,
+    }
+}
+
+/// The name that the system goes by, without domain if it was given none.
+pub fn hostname() -> String {
+    nix::unistd::gethostname()
+        .map(|name| name.to_string_lossy().into_owned())
+        .unwrap_or_default()
+}
+
+fn first_line(path: &str) -> String {
+    std::fs::read_to_string(path)
+        .map(|text| text.lines().next().unwrap_or_default().trim().to_owned())
         .unwrap_or_default()
 }
 
@@ -102,10 +137,6 @@ pub fn memory_file(name: &str) -> std::io::Result<(std::fs::File, std::path::Pat
 /// Who is at the other end of a unix socket: its user id when it connected.
 pub fn peer_uid(socket: &impl std::os::fd::AsFd) -> std::io::Result<u32> {
     Ok(nix::sys::socket::getsockopt(socket, nix::sys::socket::sockopt::PeerCredentials)?.uid())
-}
-/// The user id that this process acts as.
-pub fn own_uid() -> u32 {
-    nix::unistd::geteuid().as_raw()
 }
 
 /// A connection whose peer takes nothing of what was sent for this long is ended by the kernel. Set on a listener it holds for

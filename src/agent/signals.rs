@@ -1,0 +1,102 @@
+//! What the system says to the agent. A thread of its own hears it, so that also an agent whose main loop hangs can be told to leave,
+//! and so that a drain ends in time.
+use std::{io, sync::Arc, sync::mpsc::sync_channel, time::Duration};
+
+use slog::{info, warn};
+use tokio::{
+    signal::unix::{Signal as Stream, SignalKind, signal},
+    sync::mpsc::Sender,
+};
+
+use super::Leaving;
+use crate::{
+    actors::root::{Ended, Signal},
+    log::Log,
+};
+
+/// Root's own deadline is `drain`; this much later the agent leaves without it.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// From when this returns, no signal ends the process unheard.
+pub fn listen(to_root: Sender<Signal>, log: Arc<Log>, drain: Duration, leaving: Arc<Leaving>) -> io::Result<()> {
+    let (ready, wait) = sync_channel(1);
+    std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => runtime,
+            Err(e) => return drop(ready.send(Err(e))),
+        };
+        runtime.block_on(async {
+            match Streams::open() {
+                Err(e) => drop(ready.send(Err(e))),
+                Ok(streams) => {
+                    let _ = ready.send(Ok(()));
+                    hear(streams, to_root, &log, drain, &leaving).await
+                }
+            }
+        })
+    })?;
+    wait.recv()
+        .unwrap_or_else(|_| Err(io::Error::other("the thread for signals ended")))
+}
+
+struct Streams {
+    terminate: Stream,
+    interrupt: Stream,
+    hang_up: Stream,
+    reopen: Stream,
+}
+impl Streams {
+    fn open() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hang_up: signal(SignalKind::hangup())?,
+            reopen: signal(SignalKind::user_defined1())?,
+        })
+    }
+}
+
+async fn hear(mut from: Streams, to_root: Sender<Signal>, log: &Log, drain: Duration, leaving: &Leaving) {
+    let deadline = tokio::time::sleep(Duration::MAX);
+    tokio::pin!(deadline);
+    let mut stopping = false;
+    loop {
+        let name = tokio::select! {
+            _ = from.terminate.recv() => "SIGTERM",
+            _ = from.interrupt.recv() => "SIGINT",
+            _ = from.hang_up.recv() => {
+                warn!(log.logger, "reload is not built yet, going on as before"; "signal" => "SIGHUP");
+                continue;
+            }
+            _ = from.reopen.recv() => {
+                log.reopen();
+                info!(log.logger, "log and outputs are opened again"; "signal" => "SIGUSR1");
+                // No room: one waits there already, and it will do.
+                let _ = to_root.try_send(Signal::Reopen);
+                continue;
+            }
+            () = &mut deadline => leaving.leave(forced(format!(
+                "the drain had not ended after {:?}, left without it", drain + GRACE
+            ))),
+        };
+        if stopping {
+            leaving.leave(forced(format!("{name} came while draining: left at once")));
+        }
+        stopping = true;
+        info!(log.logger, "draining, then stopping"; "signal" => name, "at_most" => ?drain);
+        deadline.as_mut().reset(tokio::time::Instant::now() + drain + GRACE);
+        // Not waited for here: a main loop that hangs must not keep the next signal from us.
+        let to_root = to_root.clone();
+        tokio::spawn(async move {
+            let _ = to_root.send(Signal::Stop).await;
+        });
+    }
+}
+
+fn forced(why: String) -> Ended {
+    Ended {
+        code: 1,
+        why: format!("{why}; what was in flight is read again at the next start, if its source still has it"),
+        counts: Vec::new(),
+    }
+}
