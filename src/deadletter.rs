@@ -176,9 +176,19 @@ fn whole_length(file: &File) -> io::Result<u64> {
 /// A file name of any pipeline's name. Two that become one share a file, and each line says whose it is.
 fn safe(pipeline: &str) -> String {
     let name = pipeline.chars().take(100);
-    let name = name.map(|c| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '_' });
+    let name = name.map(|c| {
+        if c.is_ascii_alphanumeric() || "._-".contains(c) {
+            c
+        } else {
+            '_'
+        }
+    });
     let name = name.collect::<String>();
-    if name.is_empty() || name.starts_with('.') { format!("_{name}") } else { name }
+    if name.is_empty() || name.starts_with('.') {
+        format!("_{name}")
+    } else {
+        name
+    }
 }
 fn because(tried: &str, path: &Path, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("{tried} {}: {error}", path.display()))
@@ -317,10 +327,23 @@ mod tests {
         }
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
         let files = fs::read_dir(dir.path().join("d")).unwrap();
-        let mut names = files.map(|e| e.unwrap().file_name().into_string().unwrap()).collect::<Vec<_>>();
+        let mut names = files
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .collect::<Vec<_>>();
         names.sort();
         let long = format!("{}.jsonl", "l".repeat(100));
-        assert_eq!(names, ["_...jsonl", "_.._.._x.jsonl", "_.hidden.jsonl", "_.jsonl", "a_b.jsonl", &long][..].to_vec());
+        assert_eq!(
+            names,
+            [
+                "_...jsonl",
+                "_.._.._x.jsonl",
+                "_.hidden.jsonl",
+                "_.jsonl",
+                "a_b.jsonl",
+                &long
+            ][..]
+                .to_vec()
+        );
     }
     #[test]
     fn many_may_put_at_once() {
