@@ -56,6 +56,8 @@ pub enum OutputError {
     Closed(String),
 }
 
+pub type Syncer = Box<dyn FnOnce() -> io::Result<()> + Send>;
+
 /// What the system said, in our words: lower case, without the number.
 pub fn said(error: &io::Error) -> String {
     match error.raw_os_error() {
@@ -70,9 +72,14 @@ pub fn said(error: &io::Error) -> String {
 pub trait Output: Send {
     /// Writes these in order. Batches may be empty (all filtered away): they count as delivered.
     fn write(&mut self, batches: &[Batch]) -> Written;
+    /// Work after which what was delivered until now survives a power loss. It may be done on another thread while the next writes
+    /// go on; after an error the next one may succeed, although what this one was for is not safe.
+    fn syncer(&mut self) -> Syncer {
+        Box::new(|| Ok(()))
+    }
     /// What was delivered so far survives a power loss after this.
     fn sync(&mut self) -> io::Result<()> {
-        Ok(())
+        self.syncer()()
     }
     /// Opens its target by name again at the next write (SIGUSR1: somebody moved the file).
     fn reopen(&mut self) {}

@@ -346,33 +346,37 @@ impl Output for Logr {
             stopped: result.err().map(OutputError::Retry),
         }
     }
-    fn sync(&mut self) -> io::Result<()> {
-        let mut result = Ok(());
-        let mut note = |path: &Path, done: io::Result<()>| {
-            let failed =
-                |e: io::Error| io::Error::new(e.kind(), format!("could not sync {}: {}", path.display(), said(&e)));
-            if let Err(error) = done
-                && result.is_ok()
-            {
-                result = Err(failed(error));
-            }
-        };
-        // After a failed sync the system takes the data for clean: to ask again would only hide it, so each is asked once.
-        for (path, file) in self.closed.drain(..) {
-            note(&path, file.sync_data());
-        }
+    fn syncer(&mut self) -> Syncer {
+        // After a failed sync the system takes the data for clean, and to ask it again would only hide that: so each is asked once.
+        let mut files = std::mem::take(&mut self.closed);
         for target in self.targets.iter_mut().filter(|t| t.dirty) {
-            note(&target.path, target.file.sync_data());
             target.dirty = false;
+            files.push((target.path.clone(), target.file.clone()));
         }
-        for directory in std::mem::take(&mut self.directories) {
-            let done = match File::open(&directory).and_then(|d| d.sync_all()) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()), // removed meanwhile, and its names with it
-                done => done,
+        let directories = std::mem::take(&mut self.directories);
+        Box::new(move || {
+            let mut result = Ok(());
+            let mut note = |path: &Path, done: io::Result<()>| {
+                if let Err(error) = done
+                    && result.is_ok()
+                {
+                    let text = format!("could not sync {}: {}", path.display(), said(&error));
+                    result = Err(io::Error::new(error.kind(), text));
+                }
             };
-            note(&directory, done);
-        }
-        result
+            for (path, file) in files {
+                note(&path, file.sync_data());
+            }
+            for directory in directories {
+                let done = match File::open(&directory).and_then(|d| d.sync_all()) {
+                    // Removed meanwhile, and its names with it.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+                    done => done,
+                };
+                note(&directory, done);
+            }
+            result
+        })
     }
     fn reopen(&mut self) {
         self.reopen = true;
