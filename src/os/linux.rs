@@ -46,6 +46,29 @@ pub fn hostname() -> String {
         .unwrap_or_default()
 }
 
+/// The name that an open file has now; with ` (deleted)` behind it if it has none.
+pub fn name_of(file: &std::fs::File) -> Option<std::path::PathBuf> {
+    use std::os::fd::AsRawFd;
+    std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).ok()
+}
+
+/// The first offset from `from` on that is not in a hole; none if only a hole follows.
+pub fn next_data(file: &std::fs::File, from: u64) -> std::io::Result<Option<u64>> {
+    use nix::{errno::Errno, unistd};
+    match unistd::lseek(file, from as i64, unistd::Whence::SeekData) {
+        Ok(offset) => Ok(Some(offset as u64)),
+        Err(Errno::ENXIO) => Ok(None),
+        Err(Errno::EINVAL) => Ok(Some(from)), // a file system that knows no holes
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// How many files this process may have open.
+pub fn most_open_files() -> u64 {
+    use nix::sys::resource::{Resource, getrlimit};
+    getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft)
+}
+
 fn first_line(path: &str) -> String {
     std::fs::read_to_string(path)
         .map(|text| text.lines().next().unwrap_or_default().trim().to_owned())

@@ -106,7 +106,6 @@ struct Waiting {
 enum Done {
     /// The outer error is a panic.
     Wrote(Box<dyn Output>, Result<Written, String>),
-    Synced(Box<dyn Output>, Result<(), String>),
     Closed(Box<dyn Output>, Result<(), String>),
     Buried(Result<(), String>),
 }
@@ -370,10 +369,7 @@ impl Sink {
             return;
         }
         if self.await_sync.is_asked() {
-            return self.start(ctx, |mut output| {
-                let result = guarded(&mut output, |output| output.sync().map_err(|error| error.to_string()));
-                Done::Synced(output, result.unwrap_or_else(Err))
-            });
+            self.sync(ctx);
         }
         if self.resting.is_some() || self.closed.is_some() {
             return;
@@ -417,6 +413,23 @@ impl Sink {
             self.await_drain.tell(());
         }
     }
+    /// The disk may take its time: the next writes go on meanwhile.
+    fn sync(&mut self, ctx: &mut Context<Self>) {
+        let Some(output) = &mut self.output else { return };
+        let mut asked = std::mem::take(&mut self.await_sync);
+        let syncer = guarded(output, |output| output.syncer());
+        let work = async move {
+            let done = match syncer {
+                Ok(syncer) => actix_rt::task::spawn_blocking(syncer).await,
+                Err(panic) => return Err(panic),
+            };
+            match done {
+                Ok(result) => result.map_err(|error| error.to_string()),
+                Err(_) => Err("the sync panicked".to_owned()),
+            }
+        };
+        ctx.spawn(work.into_actor(self).map(move |result, _, _| asked.tell(result)));
+    }
     fn start(&mut self, ctx: &mut Context<Self>, work: impl FnOnce(Box<dyn Output>) -> Done + Send + 'static) {
         let Some(output) = self.output.take() else { return };
         self.errand = Some(Errand::start(move || work(output)));
@@ -442,10 +455,6 @@ impl Sink {
                     Ok(written) => self.wrote(written, ctx),
                     Err(panic) => self.panicked(panic, ctx),
                 }
-            }
-            Some(Done::Synced(output, result)) => {
-                self.output = Some(output);
-                self.await_sync.tell(result);
             }
             Some(Done::Closed(output, result)) => {
                 self.output = Some(output);
