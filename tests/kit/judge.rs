@@ -107,7 +107,7 @@ fn the_judge_finds_each_fault() {
         lines: 7,
         missing: 3,
         doubled: 1,
-        torn: 4,
+        torn: 3,
         reordered: 1,
     };
     assert_eq!(
