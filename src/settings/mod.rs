@@ -1,7 +1,139 @@
-//! figment layers → Raw → checked Settings. The only reader of settings files and environment.
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+//! What the agent is told, checked: layers (`layers`) → tables (`check`, `pipelines`) → `Settings`, or all that is wrong with it, with
+//! the place of each (`finding`). The only reader of settings files and of the environment.
+mod check;
+mod finding;
+mod flags;
+mod layers;
+mod pipelines;
+mod show;
 
+use std::{
+    ffi::OsString,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+pub use check::level;
+pub use finding::{At, Finding, Refused, unknown};
+pub use flags::{Options, Place};
+pub use show::level_word;
+
+use self::{
+    check::Section,
+    finding::Findings,
+    layers::{Environment, Node},
+};
 use crate::{model::PluginName, plugins::Table};
+
+/// Read by `start` and `check` where no other is named, if it is there.
+pub const CONFIG: &str = "/etc/luffly/agent.toml";
+
+/// What the settings are for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Bare `agent`: has a terminal, leaves at the end of its input.
+    Run,
+    /// The daemon; in the background it has neither stdin nor stdout.
+    Start { foreground: bool },
+    /// Only to be looked at.
+    Check,
+}
+
+/// Reads and checks all layers; later wins: built-in defaults < file < environment < `-f` < other flags.
+pub fn load(
+    options: &Options,
+    env: impl Iterator<Item = (OsString, OsString)>,
+    purpose: Purpose,
+) -> Result<Settings, Refused> {
+    let (findings, env) = (Findings::default(), Environment::read(env));
+    let config = match purpose {
+        Purpose::Run => options.place.config.clone(),
+        _ => options.place.config.clone().or_else(usual_config),
+    };
+    let mut tree = Node::table(&At::Nowhere);
+    if let Some(path) = &config {
+        layers::merge_file(path, &mut tree, &findings);
+    }
+    env.merge_into(&mut tree, &findings);
+    layers::merge_flags(options, &mut tree, &findings);
+    if !findings.is_empty() {
+        // A layer could not be read: what would be said of the rest without it may be wrong.
+        return Err(findings.refused());
+    }
+
+    let mut top = Section::open(&findings, String::new(), tree);
+    let mut agent = check::agent(&mut top, &env);
+    let http = check::http(&mut top);
+    let log = check::log(&mut top);
+    let (limits, [max_read_channel_size, max_write_channel_size, max_write_bulk_size]) = check::limits(&mut top);
+    let pipelines = pipelines::pipelines(&mut top, options, purpose);
+    top.done();
+
+    let given = !agent.private_data_dir;
+    agent.private_data_dir &= purpose == Purpose::Run && pipelines.iter().all(|p| p.input.name.name == "stdin");
+    if agent.private_data_dir {
+        agent.data_dir = PathBuf::new();
+    } else if agent.data_dir.as_os_str().is_empty() && !given {
+        findings.add(&At::Nowhere, "agent.data_dir", check::NO_DATA_DIR);
+    } else if agent.pid_file.as_os_str().is_empty() {
+        agent.pid_file = agent.data_dir.join(PID_FILE);
+    }
+    if !findings.is_empty() {
+        return Err(findings.refused());
+    }
+    Ok(Settings {
+        agent,
+        http,
+        log,
+        limits,
+        max_read_channel_size,
+        max_write_channel_size,
+        max_write_bulk_size,
+        pipelines,
+        once: options.once,
+        config,
+    })
+}
+
+/// Where a running agent is to be found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Whereabouts {
+    pub data_dir: PathBuf,
+    pub pid_file: PathBuf,
+}
+/// For the commands that speak to a running agent: they need two settings only, and work whatever is wrong with the others. With
+/// `--data-dir` and without `-config` no file is read.
+pub fn locate(place: &Place, env: impl Iterator<Item = (OsString, OsString)>) -> Result<Whereabouts, Refused> {
+    let (findings, env) = (Findings::default(), Environment::read(env));
+    let mut tree = Node::table(&At::Nowhere);
+    let usual = || if place.data_dir.is_none() { usual_config() } else { None };
+    if let Some(path) = place.config.clone().or_else(usual) {
+        layers::merge_file(&path, &mut tree, &findings);
+    }
+    env.merge_into(&mut tree, &findings);
+    layers::merge_values(place.values(), &mut tree);
+    let mut agent = Section::open(&findings, String::new(), tree).section("agent");
+    let data_dir = check::data_dir(&mut agent, &env);
+    let pid_file = check::pid_file(&mut agent);
+    if data_dir.is_none() && findings.is_empty() {
+        findings.add(&At::Nowhere, "agent.data_dir", check::NO_DATA_DIR);
+    }
+    match data_dir {
+        Some(data_dir) if findings.is_empty() => Ok(Whereabouts {
+            pid_file: pid_file.unwrap_or_else(|| data_dir.join(PID_FILE)),
+            data_dir,
+        }),
+        _ => Err(findings.refused()),
+    }
+}
+
+const PID_FILE: &str = "agent.pid";
+
+fn usual_config() -> Option<PathBuf> {
+    let path = Path::new(CONFIG);
+    path.try_exists().unwrap_or(true).then(|| path.to_owned()) // it may be there and closed to us: that is an error to be shown
+}
 
 /// Everything the agent was told, checked: what is in here can be built.
 #[derive(Clone, Debug, PartialEq)]
@@ -19,6 +151,8 @@ pub struct Settings {
     pub pipelines: Vec<Pipeline>,
     /// Read what is there, drain, leave (`--once`).
     pub once: bool,
+    /// The file that was read.
+    pub config: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -26,11 +160,23 @@ pub struct Agent {
     pub id: String,
     pub group: String,
     pub ip: Ip,
+    /// Absolute; empty if private, until `move_to`.
     pub data_dir: PathBuf,
+    /// Bare `agent` on stdin alone keeps nothing: whoever runs it makes a temporary directory, tells `move_to`, and removes it.
+    pub private_data_dir: bool,
     /// Default: `<data_dir>/agent.pid`.
     pub pid_file: PathBuf,
     /// How long a stop may take.
     pub drain: Duration,
+}
+impl Agent {
+    /// Into the private data dir.
+    pub fn move_to(&mut self, data_dir: PathBuf) {
+        if self.pid_file.as_os_str().is_empty() {
+            self.pid_file = data_dir.join(PID_FILE);
+        }
+        self.data_dir = data_dir;
+    }
 }
 /// Which address this host goes by.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,7 +1,10 @@
 //! Outputs: where events go. To add one: its file, and one line of CATALOG.
+pub mod encode;
 pub mod logr;
 pub mod null;
 pub mod stdout;
+#[cfg(test)]
+mod testing;
 
 use std::{io, sync::Arc};
 
@@ -30,7 +33,8 @@ pub struct OutputContext {
 pub struct Written {
     /// How many batches, from the front, are delivered.
     pub batches: usize,
-    /// Why not all.
+    /// Why not all. None with fewer than all: nothing is wrong, call again at once with what is left (a border was reached, or the
+    /// far side took nothing for 100 ms: so that a stop is heard meanwhile).
     pub stopped: Option<OutputError>,
 }
 impl Written {
@@ -50,6 +54,14 @@ pub enum OutputError {
     /// The far side has left for good (stdout closed): the pipeline ends.
     #[error("{0}")]
     Closed(String),
+}
+
+/// What the system said, in our words: lower case, without the number.
+pub fn said(error: &io::Error) -> String {
+    match error.raw_os_error() {
+        Some(code) => nix::errno::Errno::from_raw(code).desc().to_lowercase(),
+        None => error.to_string(),
+    }
 }
 
 /// Blocking: runs on a thread that may wait for the far side, where the Sink moves it and takes it back. It survives falls: what a
