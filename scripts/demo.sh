@@ -49,7 +49,7 @@ title "agent files (the first 12)"
 "$agent" files --data-dir "$dir/state" | sed -n 1,12p
 
 title "delivered, the last of our own log"
-grep -h 'demo line' "$dir/out.log" | tail -n 5
+cat "$dir"/out.log* | grep 'demo line' | tail -n 5
 
 title "GET /metrics, the pipeline's events"
 address=$("$agent" status --data-dir "$dir/state" --json | grep -o '127\.0\.0\.1:[0-9]*' | sed -n 1p)
