@@ -1,5 +1,4 @@
 //! What a batch, a write and a sync cost the checkpoint journal, with as many sources as a busy host has.
-#![allow(clippy::unwrap_used, reason = "a benchmark")]
 use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};

@@ -1,4 +1,5 @@
 //! The agent of a host: collects events, and says that it is alive. (The map; see each module's first lines.)
+#![warn(clippy::unwrap_used)] // `expect` with the reason; tests may
 pub mod actors;
 pub mod agent;
 pub mod checkpoint;
