@@ -4,7 +4,6 @@ mod outputs_kit;
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
-    path::Path,
     process::Stdio,
 };
 
@@ -103,7 +102,7 @@ fn every_step_may_fall() {
         fail::remove("logr-rotate");
         assert!(falls >= 8, "step {step}: {falls}");
         drop(out);
-        let text = settled_text(&path);
+        let text = whole_text(&path);
         let last = text.lines().count();
         assert!((9..=10).contains(&last), "step {step}: {last}");
         assert_eq!(text, lines(&batches[60 - last..]), "step {step}");
@@ -142,15 +141,6 @@ fn number(line: &str) -> u64 {
         .parse()
         .unwrap()
 }
-/// The compressor may be at work: read until nothing changes its name meanwhile.
-fn settled_text(live: &Path) -> String {
-    loop {
-        if let Ok(text) = catch_unwind(|| whole_text(live)) {
-            return text;
-        }
-    }
-}
-
 #[test]
 fn stdout_goes_on_behind_what_was_out_when_it_fell() {
     let batches = numbered(0, 3000, "stdout");

@@ -121,12 +121,16 @@ pub fn lines(batches: &[Batch]) -> String {
         .map(|e| format!("{}\n", String::from_utf8_lossy(e)))
         .collect()
 }
+/// The contents of a file, or of its compressed form if it has become that: the compressor is a thread of its own.
 pub fn text(path: impl AsRef<Path>) -> String {
-    let (path, mut text) = (path.as_ref(), String::new());
-    let mut file = File::open(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-    match path.extension().is_some_and(|e| e == "gz") {
-        true => flate2::read::GzDecoder::new(file).read_to_string(&mut text).unwrap(),
-        false => file.read_to_string(&mut text).unwrap(),
+    let plain = path.as_ref().to_str().unwrap().trim_end_matches(".gz").to_owned();
+    let mut text = String::new();
+    match File::open(&plain) {
+        Ok(mut file) => file.read_to_string(&mut text).unwrap(),
+        Err(_) => {
+            let gz = File::open(format!("{plain}.gz")).unwrap_or_else(|e| panic!("{plain}: {e}"));
+            flate2::read::GzDecoder::new(gz).read_to_string(&mut text).unwrap()
+        }
     };
     text
 }
@@ -138,7 +142,7 @@ pub fn names(directory: impl AsRef<Path>) -> Vec<String> {
     names.sort();
     names
 }
-/// What was rotated away from `live`, oldest first, then `live`; a file that is there in both forms once.
+/// What was rotated away from `live`, oldest first, then `live`; by plain names, whatever the form.
 pub fn history(live: &Path) -> Vec<PathBuf> {
     let name = format!("{}.", live.file_name().unwrap().to_str().unwrap());
     let mut stamps = names(live.parent().unwrap())
@@ -152,13 +156,6 @@ pub fn history(live: &Path) -> Vec<PathBuf> {
     let mut files = stamps
         .iter()
         .map(|s| live.with_file_name(format!("{name}{s}")))
-        .map(|plain| {
-            if plain.exists() {
-                plain
-            } else {
-                format!("{}.gz", plain.display()).into()
-            }
-        })
         .collect::<Vec<_>>();
     if live.exists() {
         files.push(live.to_owned());

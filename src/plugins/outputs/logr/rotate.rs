@@ -99,8 +99,13 @@ fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
+/// Held by whoever decides by which names there are: a file that is pruned while it is being compressed must not come back. Never
+/// held over a sync.
+static NAMES: Mutex<()> = Mutex::new(());
+
 /// Removes all but the newest `keep`.
 pub fn prune(live: &Path, keep: usize) -> io::Result<()> {
+    let _names = NAMES.lock().unwrap_or_else(PoisonError::into_inner);
     let all = rotated(live)?;
     let whole = all.values().filter(|forms| forms.plain || forms.gz).count();
     let mut excess = whole.saturating_sub(keep);
@@ -110,7 +115,6 @@ pub fn prune(live: &Path, keep: usize) -> io::Result<()> {
         }
         if forms.plain || forms.gz {
             excess -= 1;
-            // The compressor puts up with a file that goes away under its hands.
             remove(&with(live, &stamp))?;
             remove(&with(live, &format!("{stamp}.gz")))?;
         }
@@ -141,7 +145,7 @@ pub fn tidy(live: &Path, keep: usize, compress: bool) -> io::Result<()> {
     for (stamp, forms) in rotated(live)? {
         let plain = with(live, &stamp);
         if forms.unfinished {
-            note(remove(&with(live, &format!("{stamp}.gz.tmp"))));
+            note(remove(&with(&plain, "gz.tmp")));
         }
         if forms.plain && forms.gz {
             note(remove(&plain));
@@ -149,8 +153,6 @@ pub fn tidy(live: &Path, keep: usize, compress: bool) -> io::Result<()> {
             note(self::compress(&plain));
         }
     }
-    // One that was pruned while it was being compressed has come back.
-    note(prune(live, keep));
     first_error
 }
 
@@ -159,7 +161,11 @@ fn compress(plain: &Path) -> io::Result<()> {
     let (tmp, gz) = (with(plain, "gz.tmp"), with(plain, "gz"));
     let made = write_compressed(plain, &tmp).and_then(|()| {
         fail_point!("logr-compress");
-        fs::rename(&tmp, &gz)?;
+        {
+            let _names = NAMES.lock().unwrap_or_else(PoisonError::into_inner);
+            fs::metadata(plain)?;
+            fs::rename(&tmp, &gz)?;
+        }
         sync_directory(&gz)?;
         remove(plain)
     });
@@ -189,7 +195,7 @@ fn write_compressed(plain: &Path, tmp: &Path) -> io::Result<()> {
     into.sync_all()
 }
 /// Names in it survive a power loss.
-pub fn sync_directory(of: &Path) -> io::Result<()> {
+fn sync_directory(of: &Path) -> io::Result<()> {
     of.parent()
         .map_or(Ok(()), |directory| File::open(directory)?.sync_all())
 }
