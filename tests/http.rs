@@ -9,7 +9,7 @@ use std::{
 
 use kit::{Agent, Answer, Plan, TOKEN, ask, bounded, receive, send};
 use luffly_agent::messages::control::HealthState;
-use serde_json::{Value, json};
+use serde_json::json;
 
 #[path = "kit/http.rs"]
 mod kit;
@@ -553,7 +553,7 @@ fn huge_bodies() {
         ("GET", "/ping"),
         ("POST", "/nothing"),
     ] {
-        for length in ["65537", "10995116277760", "99999999999999999999"] {
+        for length in ["65537", "10995116277760"] {
             let request = head(method, path, &format!("Content-Length: {length}\r\n"));
             // None of the body is sent: the answer does not wait for it.
             let (tcp, unix) = (
@@ -591,23 +591,34 @@ fn huge_bodies() {
 fn slow_requests() {
     let agent = Agent::plain();
     let head = format!("PUT /api/v1/log-level HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {TOKEN}\r\nX-Agent: 1\r\n");
+    // How it begins, and what comes now and then.
     let starts = [
-        String::new(),
-        "G".into(),
-        "GET /ping HTTP/1.1\r\nHost: a\r\nX-Slow: ".into(),
-        head.clone() + "Content-Length: 10\r\n\r\n{",
-        // Answered at once; the rest is never read to its end.
-        "POST /ping HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n".into(),
-        "POST /ping HTTP/1.1\r\nHost: a\r\nContent-Length: 60000\r\n\r\na".into(),
+        (String::new(), "G"),
+        ("G".into(), "E"),
+        ("GET /ping HTTP/1.1\r\nHost: a\r\nX-Slow: ".into(), "a"),
+        (head.clone() + "Content-Length: 9999\r\n\r\n{", " "),
+        // Answered at once; the rest is not read to its end.
+        (
+            "POST /ping HTTP/1.1\r\nHost: a\r\nContent-Length: 60000\r\n\r\na".into(),
+            "a",
+        ),
+        (
+            "POST /ping HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n".into(),
+            "1\r\na\r\n",
+        ),
+        (head + "Transfer-Encoding: chunked\r\n\r\n", "1\r\na\r\n"),
         // A second request, begun on the connection of the first.
-        "GET /ping HTTP/1.1\r\nHost: a\r\nConnection: keep-alive\r\n\r\nGET /pi".into(),
+        (
+            "GET /ping HTTP/1.1\r\nHost: a\r\nConnection: keep-alive\r\n\r\nGET /pi".into(),
+            "n",
+        ),
     ];
     let began = Instant::now();
     let mut slow = Vec::new();
-    for start in starts.iter().cycle().take(100) {
+    for (start, more) in starts.iter().cycle().take(100) {
         let mut stream = agent.tcp();
         stream.write_all(start.as_bytes()).unwrap();
-        slow.push((start, stream));
+        slow.push((start, more, stream));
     }
     for _ in 0..20 {
         assert_eq!(agent.stranger("GET", "/ping").text(), "OK");
@@ -618,58 +629,59 @@ fn slow_requests() {
         "served while they were held, after {:?}",
         began.elapsed()
     );
-    // A byte now and then keeps none of them alive.
-    let mut open = slow.len();
-    while open > 0 {
-        assert!(
-            began.elapsed() < Duration::from_secs(12),
-            "{open} of 100 are still held"
-        );
-        slow.retain_mut(|(_, stream)| {
-            stream.set_read_timeout(Some(Duration::from_millis(5))).unwrap();
-            let alive = match stream.read(&mut [0; 4096]) {
-                Ok(n) => n > 0,
-                Err(error) => matches!(
-                    error.kind(),
-                    std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut
-                ),
-            };
-            alive && stream.write_all(b"a").is_ok()
-        });
-        open = slow.len();
+    // Something now and then keeps none of them alive.
+    for (_, _, stream) in &slow {
+        stream.set_nonblocking(true).unwrap();
     }
+    while !slow.is_empty() {
+        let held = slow
+            .iter()
+            .map(|(start, ..)| *start)
+            .collect::<std::collections::BTreeSet<_>>();
+        assert!(began.elapsed() < Duration::from_secs(12), "still held: {held:?}");
+        slow.retain_mut(|(_, more, stream)| {
+            let waits = |error: std::io::Error| error.kind() == std::io::ErrorKind::WouldBlock;
+            stream.read(&mut [0; 4096]).map_or_else(waits, |n| n > 0)
+                && stream.write(more.as_bytes()).map_or_else(waits, |_| true)
+        });
+        thread::sleep(Duration::from_millis(50)); // the pace of a slow client
+    }
+}
+
+/// Connections to this port that the server holds; one that still waits in the backlog has no inode yet.
+fn held(port: u16) -> usize {
+    let (table, local) = (
+        std::fs::read_to_string("/proc/self/net/tcp").unwrap(),
+        format!(":{port:04X}"),
+    );
+    let fields = table
+        .lines()
+        .skip(1)
+        .map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let held = fields.filter(|f| f[1].ends_with(&local) && f[3] == "01" && f[9] != "0");
+    held.count()
 }
 
 #[test]
 fn a_thousand_connections() {
-    let (_, hard) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE).unwrap();
-    nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE, hard.min(1 << 16), hard).unwrap();
+    use nix::sys::resource::{Resource::RLIMIT_NOFILE, getrlimit, setrlimit};
+    let (_, hard) = getrlimit(RLIMIT_NOFILE).unwrap();
+    setrlimit(RLIMIT_NOFILE, hard.min(1 << 16), hard).unwrap(); // both ends are in this process
     let agent = Agent::plain();
-    // From a second process, or the descriptors of both sides would be counted as one.
-    let accepted = || {
-        let inodes = std::fs::read_to_string("/proc/self/net/tcp").unwrap();
-        let local = format!("0100007F:{:04X} ", agent.http.port());
-        inodes
-            .lines()
-            .filter(|line| {
-                line.split(": ")
-                    .nth(1)
-                    .is_some_and(|rest| rest.starts_with(&local) && !rest.contains(" 00000000:0000 0A"))
-            })
-            .filter(|line| line.split_whitespace().nth(9) != Some("0"))
-            .count()
-    };
-    let connect = || TcpStream::connect_timeout(&agent.http, Duration::from_millis(200));
-    let many = (0..1000).map_while(|_| connect().ok()).collect::<Vec<_>>();
-    assert!(many.len() >= 300, "only {} connections were made", many.len());
-    // The admin socket is apart from them.
-    assert_eq!(agent.local("GET", "/api/v1/agent").status, 200);
-    let held = accepted();
+    let connect = |_| TcpStream::connect_timeout(&agent.http, Duration::from_secs(3)).ok();
+    let many = (0..1000).map_while(connect).collect::<Vec<_>>();
     assert!(
-        (200..=260).contains(&held),
-        "{held} connections are held of {}",
+        many.len() >= 256 + 128,
+        "{} connections fit into the server and its backlog",
         many.len()
     );
+    let mut most = 0;
+    for _ in 0..50 {
+        // The admin socket is apart from them.
+        assert_eq!(agent.local("GET", "/api/v1/agent").status, 200);
+        most = most.max(held(agent.http.port()));
+    }
+    assert_eq!(most, 256, "of {} that came", many.len());
     drop(many);
     assert_eq!(agent.stranger("GET", "/ping").text(), "OK");
 }
@@ -829,34 +841,25 @@ fn cpu_profiles() {
         &svg[..svg.len().min(2000)]
     );
 
-    let (profile, second, meanwhile) = while_burning(|| {
+    // Two at once: one has the profiler, the other is told so at once, and pages are served meanwhile.
+    let profile = while_burning(|| {
         thread::scope(|scope| {
-            let first = scope.spawn(|| debug(&agent, "cmd=cpuprof&seconds=2&format=pprof"));
-            // It has the profiler as soon as another is refused.
-            let mut second = debug(&agent, "cmd=cpuprof&seconds=1");
-            while second.status == 200 && !first.is_finished() {
-                second = debug(&agent, "cmd=cpuprof&seconds=1");
+            let (tell, told) = std::sync::mpsc::channel();
+            for _ in 0..2 {
+                let (agent, tell) = (&agent, tell.clone());
+                scope.spawn(move || tell.send(debug(agent, "cmd=cpuprof&seconds=2&format=pprof")).unwrap());
             }
-            let meanwhile = agent.local("GET", "/ping");
-            let waited = !first.is_finished();
-            (first.join().unwrap(), second, (meanwhile, waited))
+            let refused = told.recv().unwrap().problem(409);
+            assert_eq!(
+                refused,
+                "a profile of this kind is being taken, try again when it is done"
+            );
+            assert_eq!(agent.local("GET", "/ping").text(), "OK");
+            told.try_recv().unwrap_err();
+            told.recv().unwrap()
         })
     });
-    // Whoever of both came first has it.
-    let refused = if second.status == 409 { &second } else { &profile };
-    assert_eq!(
-        refused.problem(409),
-        "a profile of this kind is being taken, try again when it is done"
-    );
-    assert_eq!(meanwhile.0.text(), "OK");
-    if profile.status == 200 {
-        assert!(meanwhile.1, "others are served while it is taken");
-    }
-    let profile = if profile.status == 200 {
-        profile
-    } else {
-        while_burning(|| debug(&agent, "cmd=cpuprof&seconds=1&format=pprof"))
-    };
+    assert_eq!(profile.status, 200, "{}", String::from_utf8_lossy(&profile.body));
     assert_eq!(
         profile.header("content-disposition"),
         "attachment; filename=\"cpu.pb.gz\""
@@ -921,13 +924,5 @@ fn memory() {
     for cmd in ["heap", "gc", "memprof"] {
         let detail = debug(&agent, &format!("cmd={cmd}")).problem(501);
         assert!(detail.contains("built without the feature jemalloc"), "{detail}");
-    }
-}
-
-#[test]
-fn json_is_json() {
-    let agent = Agent::plain();
-    for path in READ {
-        let _: Value = agent.local("GET", path).json();
     }
 }

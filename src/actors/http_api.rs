@@ -83,7 +83,7 @@ impl HttpApi {
     fn servers(&self) -> io::Result<Vec<Server>> {
         let mut bound = Vec::new();
         if let Some(listener) = &self.http {
-            bound.push(Bound::Http(listener.try_clone()?, self.tls.clone()));
+            bound.push(Bound::Http(listener.try_clone()?, self.tls.clone().map(Box::new)));
         }
         if let Some(listener) = &self.socket {
             bound.push(Bound::Socket(listener.try_clone()?));
@@ -144,7 +144,7 @@ impl Handler<Drain> for HttpApi {
 
 /// What one server listens on.
 enum Bound {
-    Http(TcpListener, Option<rustls::ServerConfig>),
+    Http(TcpListener, Option<Box<rustls::ServerConfig>>),
     Socket(UnixListener),
 }
 
@@ -174,7 +174,7 @@ fn serve(bound: Bound, state: SharedState) -> io::Result<Server> {
     .on_connect(web::guard::note_way(tls));
     let server = match bound {
         Bound::Http(listener, None) => server.listen(listener)?,
-        Bound::Http(listener, Some(tls)) => server.listen_rustls_0_23(listener, tls)?,
+        Bound::Http(listener, Some(tls)) => server.listen_rustls_0_23(listener, *tls)?,
         Bound::Socket(listener) => server.listen_uds(listener)?,
     };
     Ok(server.run())

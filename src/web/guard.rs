@@ -4,16 +4,21 @@
 //! A token counts in the header `Authorization` only: an address is logged, bookmarked and sent on. Pages that a browser is lured
 //! to (DNS rebinding, cross-site requests) get nothing: they know no token, the cookie is bound to its host and SameSite, and
 //! writes want a header that no form can send; so the `Host` header needs no check.
-use std::{any::Any, net::IpAddr};
+use std::{
+    any::Any,
+    net::IpAddr,
+    pin::Pin,
+    task::{Context, Poll},
+};
 
 use actix_web::{
     Error, HttpMessage, HttpRequest,
-    body::MessageBody,
+    body::{BodySize, BoxBody, MessageBody},
     dev::{Extensions, Payload, ServiceRequest, ServiceResponse},
     http::{Method, StatusCode, header},
     middleware::Next,
     rt::net::{TcpStream, UnixStream},
-    web::Data,
+    web::{Bytes, Data},
 };
 use subtle::ConstantTimeEq;
 
@@ -217,12 +222,26 @@ pub async fn bounds(mut req: ServiceRequest, next: Next<impl MessageBody + 'stat
     let Some(problem) = refused else {
         return Ok(next.call(req).await?.map_into_boxed_body());
     };
-    // actix reads a chunked body that nobody holds any more to its end, however long that takes, before it closes. Held until the
-    // answer's head is written, the connection is closed instead.
-    let unread: Payload = req.take_payload();
-    let mut response = req.error_response(problem);
-    response.response_mut().extensions_mut().insert(unread);
-    Ok(response)
+    let unread = req.take_payload();
+    Ok(req
+        .error_response(problem)
+        .map_body(|_, body| BoxBody::new(Holding { body, _unread: unread })))
+}
+
+/// An answer that keeps the request's body until it is sent. actix reads a chunked body that nobody holds any more to its end,
+/// however long that takes, and keeps the connection open for it; one that is still held at the end makes it close.
+struct Holding {
+    body: BoxBody,
+    _unread: Payload,
+}
+impl MessageBody for Holding {
+    type Error = <BoxBody as MessageBody>::Error;
+    fn size(&self) -> BodySize {
+        self.body.size()
+    }
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Self::Error>>> {
+        Pin::new(&mut self.body).poll_next(cx)
+    }
 }
 
 #[cfg(test)]

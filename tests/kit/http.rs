@@ -249,15 +249,23 @@ pub fn send(mut stream: impl Read + Write, bytes: &[u8]) -> Answer {
     let _ = stream.write_all(bytes).and_then(|()| stream.flush());
     receive(stream)
 }
+/// Reads one answer: as long as it says that it is, or to the end of the connection.
 pub fn receive(mut stream: impl Read) -> Answer {
-    let mut bytes = Vec::new();
-    if let Err(error) = stream.read_to_end(&mut bytes) {
-        assert!(!bytes.is_empty(), "no answer: {error}");
+    let whole = |answer: &Answer| answer.header("content-length").parse() == Ok(answer.body.len());
+    let (mut bytes, mut part) = (Vec::new(), [0; 1 << 16]);
+    loop {
+        let answer = match parse(&bytes) {
+            Some(answer) if whole(&answer) => return answer,
+            begun => begun,
+        };
+        match stream.read(&mut part) {
+            Ok(n) if n > 0 => bytes.extend_from_slice(&part[..n]),
+            end => return answer.unwrap_or_else(|| panic!("no answer but {bytes:?}, then {end:?}")),
+        }
     }
-    let end = bytes
-        .windows(4)
-        .position(|w| w == b"\r\n\r\n")
-        .unwrap_or_else(|| panic!("no head in {bytes:?}"));
+}
+fn parse(bytes: &[u8]) -> Option<Answer> {
+    let end = bytes.windows(4).position(|w| w == b"\r\n\r\n")?;
     let head = String::from_utf8(bytes[..end].to_vec()).unwrap();
     let mut lines = head.split("\r\n");
     let status = lines.next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
@@ -265,11 +273,11 @@ pub fn receive(mut stream: impl Read) -> Answer {
         .map(|line| line.split_once(": ").unwrap())
         .map(|(name, value)| (name.to_lowercase(), value.to_owned()))
         .collect();
-    Answer {
+    Some(Answer {
         status,
         headers,
         body: bytes[end + 4..].to_vec(),
-    }
+    })
 }
 
 struct Root {

@@ -205,3 +205,18 @@ mod without {
         no_allocator()
     }
 }
+
+#[cfg(all(test, feature = "jemalloc"))]
+mod tests {
+    #[actix_rt::test]
+    async fn profiling_that_is_off_says_how_to_switch_it_on() {
+        // Nobody asked jemalloc for it in the library's own test binary.
+        let refused = super::profile(std::time::Duration::from_secs(1)).await.unwrap_err();
+        assert!(
+            refused
+                .detail()
+                .starts_with("heap profiling is off: start the agent with prof:true")
+        );
+        assert_eq!(actix_web::ResponseError::status_code(&refused), 503);
+    }
+}
