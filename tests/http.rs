@@ -668,20 +668,17 @@ fn a_thousand_connections() {
     let (_, hard) = getrlimit(RLIMIT_NOFILE).unwrap();
     setrlimit(RLIMIT_NOFILE, hard.min(1 << 16), hard).unwrap(); // both ends are in this process
     let agent = Agent::plain();
-    let connect = |_| TcpStream::connect_timeout(&agent.http, Duration::from_secs(3)).ok();
-    let many = (0..1000).map_while(connect).collect::<Vec<_>>();
-    assert!(
-        many.len() >= 256 + 128,
-        "{} connections fit into the server and its backlog",
-        many.len()
-    );
-    let mut most = 0;
-    for _ in 0..50 {
+    let began = Instant::now();
+    let many = (0..1000).map(|_| agent.tcp()).collect::<Vec<_>>();
+    let (mut most, mut looks) = (0, 0);
+    // After 5 s the first are let go and others take their places, and the table shows some of both.
+    while looks < 20 && began.elapsed() < Duration::from_secs(4) {
         // The admin socket is apart from them.
         assert_eq!(agent.local("GET", "/api/v1/agent").status, 200);
         most = most.max(held(agent.http.port()));
+        looks += usize::from(most >= 256);
     }
-    assert_eq!(most, 256, "of {} that came", many.len());
+    assert_eq!(most, 256);
     drop(many);
     assert_eq!(agent.stranger("GET", "/ping").text(), "OK");
 }
