@@ -659,7 +659,10 @@ fn held(port: u16) -> usize {
         .skip(1)
         .map(|line| line.split_whitespace().collect::<Vec<_>>());
     let held = fields.filter(|f| f[1].ends_with(&local) && f[3] == "01" && f[9] != "0");
-    held.count()
+    // The table is read in pages while others come and go, so a row may be seen twice.
+    held.map(|f| f[2].to_owned())
+        .collect::<std::collections::BTreeSet<_>>()
+        .len()
 }
 
 #[test]
@@ -668,20 +671,17 @@ fn a_thousand_connections() {
     let (_, hard) = getrlimit(RLIMIT_NOFILE).unwrap();
     setrlimit(RLIMIT_NOFILE, hard.min(1 << 16), hard).unwrap(); // both ends are in this process
     let agent = Agent::plain();
-    let connect = |_| TcpStream::connect_timeout(&agent.http, Duration::from_secs(3)).ok();
-    let many = (0..1000).map_while(connect).collect::<Vec<_>>();
-    assert!(
-        many.len() >= 256 + 128,
-        "{} connections fit into the server and its backlog",
-        many.len()
-    );
-    let mut most = 0;
-    for _ in 0..50 {
+    let began = Instant::now();
+    let many = (0..1000).map(|_| agent.tcp()).collect::<Vec<_>>();
+    let (mut most, mut looks) = (0, 0);
+    // After 5 s the first are let go and others take their places, and the table shows some of both.
+    while looks < 20 && began.elapsed() < Duration::from_secs(4) {
         // The admin socket is apart from them.
         assert_eq!(agent.local("GET", "/api/v1/agent").status, 200);
         most = most.max(held(agent.http.port()));
+        looks += usize::from(most >= 256);
     }
-    assert_eq!(most, 256, "of {} that came", many.len());
+    assert_eq!(most, 256);
     drop(many);
     assert_eq!(agent.stranger("GET", "/ping").text(), "OK");
 }
@@ -836,7 +836,7 @@ fn cpu_profiles() {
     assert_eq!((graph.status, graph.header("content-type")), (200, "image/svg+xml"));
     let svg = graph.text();
     assert!(
-        svg.contains("<svg") && svg.contains("burner"),
+        svg.contains("<svg") && svg.contains("burner") && svg.contains("while_burning"),
         "{}",
         &svg[..svg.len().min(2000)]
     );
@@ -870,11 +870,13 @@ fn cpu_profiles() {
         .unwrap();
     let profile: pprof::protos::Profile = pprof::protos::Message::decode(bytes.as_slice()).unwrap();
     assert!(
-        profile.sample.iter().map(|sample| sample.value[0]).sum::<i64>() > 20,
+        profile.sample.iter().map(|sample| sample.value[0]).sum::<i64>() > 5,
         "{} samples",
         profile.sample.len()
     );
-    assert!(profile.string_table.iter().any(|name| name == "burner"));
+    for part in ["burner", "while_burning"] {
+        assert!(profile.string_table.iter().any(|name| name.contains(part)), "{part}");
+    }
 }
 
 #[cfg(feature = "jemalloc")]

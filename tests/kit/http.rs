@@ -73,12 +73,22 @@ impl Handler<Fall> for HttpApi {
         ctx.stop();
     }
 }
+/// Heard in the next life, after what was before it.
+#[derive(Message)]
+#[rtype(result = "()")]
+struct Alive;
+impl Handler<Alive> for HttpApi {
+    type Result = ();
+    fn handle(&mut self, _: Alive, _: &mut Context<Self>) {}
+}
 
 impl Agent {
     pub fn start(plan: Plan) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("agent.sock");
         let http_listener = TcpListener::bind((plan.bind, 0)).unwrap();
+        // The library listens for 128; a test of crowds wants all of them to have come.
+        nix::sys::socket::listen(&http_listener, nix::sys::socket::Backlog::new(2048).unwrap()).unwrap();
         let socket_listener = UnixListener::bind(&socket).unwrap();
         let http = http_listener.local_addr().unwrap();
         let heard = Arc::<Mutex<Vec<String>>>::default();
@@ -121,6 +131,7 @@ impl Agent {
                         }
                         Ok(Order::Fall(done)) => {
                             api.send(Fall).await.unwrap();
+                            api.send(Alive).await.unwrap();
                             done.send(()).unwrap();
                         }
                         Ok(Order::End) | Err(_) => break,

@@ -1,6 +1,10 @@
-//! `cmd=cpuprof`: where CPU time goes. Samples 99 times a second of CPU time, over all threads; frames are found by frame
-//! pointers, so code that was compiled without them shows short stacks.
-use std::{io::Write, sync::atomic::AtomicBool, time::Duration};
+//! `cmd=cpuprof`: where CPU time goes. Samples 99 times a second of CPU time, over all threads. Stacks are found by the unwind
+//! tables that panics use, so they are whole without frame pointers; the names come from the symbols that a release keeps.
+use std::{
+    io::Write,
+    sync::{Once, atomic::AtomicBool},
+    time::Duration,
+};
 
 use actix_web::{
     HttpResponse,
@@ -8,6 +12,7 @@ use actix_web::{
     web,
 };
 use flate2::{Compression, write::GzEncoder};
+use nix::sys::signal::{Signal, raise};
 use pprof::{ProfilerGuard, Report, protos::Message};
 
 use super::Turn;
@@ -40,8 +45,9 @@ pub async fn profile(time: Duration, format: Option<&str>) -> Result<HttpRespons
             format!("could not take a CPU profile: {error}"),
         )
     };
-    let profiler = ProfilerGuard::new(PER_SECOND).map_err(|error| failed(error.to_string()))?;
-    tokio::time::sleep(time).await; // a client that leaves drops this, and with it the profiler
+    let begun = web::block(begin).await.map_err(|error| failed(error.to_string()))?;
+    let profiler = begun.map_err(failed)?;
+    tokio::time::sleep(time).await; // a request that is cut off drops the profiler here
     // Finding the names takes seconds in a large binary: not on the thread that answers others.
     let made = web::block(move || {
         let report = profiler.report().build().map_err(|error| error.to_string())?;
@@ -59,6 +65,18 @@ pub async fn profile(time: Duration, format: Option<&str>) -> Result<HttpRespons
             .insert_header((header::CONTENT_DISPOSITION, "attachment; filename=\"cpu.pb.gz\""))
             .body(body),
     })
+}
+
+fn begin() -> Result<ProfilerGuard<'static>, String> {
+    static PREPARED: Once = Once::new();
+    // The unwinder reads its tables in the handler of the first signal, and allocates for it. That must not happen in a thread that
+    // was interrupted inside the allocator, so the first signal is our own, here, while the timer still is a second away.
+    PREPARED.call_once(|| {
+        if let Ok(_first) = ProfilerGuard::new(1) {
+            let _ = raise(Signal::SIGPROF); // fails for no signal that exists
+        }
+    });
+    ProfilerGuard::new(PER_SECOND).map_err(|error| error.to_string())
 }
 
 fn flamegraph(report: &Report, time: Duration) -> Result<Vec<u8>, String> {
