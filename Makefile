@@ -31,8 +31,11 @@ test: ## All tests, then all again with failpoints (one at a time: a failpoint c
 demo: ## The agent on this machine's own logs, for a few seconds
 	@scripts/demo.sh
 
-bench: ## Benchmarks of the parts: ARGS='checkpoint --save-baseline before'
-	$(CARGO) bench --locked -- $(ARGS)
+bench: release ## The parts (criterion), then the whole beside this machine's limits and rsyslog: ARGS='--runs 3'
+	$(CARGO) bench --locked
+	@scripts/setup.sh servers
+	benches/side_by_side/bench.py target/release/agent \
+		$$(test -e target/servers/packages && echo --rsyslog '$(CURDIR)/target/servers') $(ARGS)
 
 soak: ## Tests again and again, with many more cases: MINUTES=10 CASES=5000
 	@scripts/soak.sh

@@ -172,11 +172,8 @@ impl House {
             .flat_map(|p| &p.outputs)
             .filter(|o| may_drop(o))
             .count() as u64;
-        let (held, queues) = if dropping > 0 {
-            (settings.limits.memory / 2, settings.limits.memory / 2 / dropping)
-        } else {
-            (settings.limits.memory, 0)
-        };
+        let queues = (settings.limits.memory / 2).checked_div(dropping).unwrap_or(0);
+        let held = settings.limits.memory - queues * dropping;
         let shares = memory::shares(held, settings.pipelines.len());
         for (i, (pipeline, share)) in settings.pipelines.iter().zip(shares).enumerate() {
             let name: Arc<str> = pipeline.name.as_str().into();

@@ -124,7 +124,12 @@ pub fn until(what: &str, mut is: impl FnMut() -> bool) {
 pub fn len(path: &Path) -> u64 {
     std::fs::metadata(path).map_or(0, |meta| meta.len())
 }
-/// What a rotating output has written: its rotated files, oldest first, then the present one.
+/// What a rotating output has written: its rotated files (their names rise with time), then the present one.
 pub fn rotated(dir: &Path, name: &str) -> Vec<u8> {
-    todo!("{dir:?} {name}")
+    let before = format!("{name}.");
+    let mut old = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect::<Vec<_>>();
+    old.retain(|path| path.file_name().unwrap().to_str().unwrap().starts_with(&before));
+    old.sort();
+    old.push(dir.join(name));
+    old.iter().flat_map(|path| std::fs::read(path).unwrap_or_default()).collect()
 }

@@ -355,6 +355,9 @@ answers! {
         filtered: 1,
         ended: false,
         error: None,
+        checkpoint_error: None,
+        unsettled: 0,
+        rewinds: true,
         outputs: vec![OutputView {
             label: "logr".into(),
             plugin: "logr:v1".into(),

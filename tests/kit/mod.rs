@@ -1,5 +1,5 @@
 //! What the tests are made with.
-#![allow(dead_code)] // each test file uses its own part
+#![allow(dead_code, reason = "each test file uses its own part")]
 
 pub mod agent;
 pub mod house;

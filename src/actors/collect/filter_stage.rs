@@ -330,7 +330,8 @@ fn run(filters: &mut [(String, Box<dyn Filter>)], mut events: Events) -> (Events
 /// Halves what makes a filter fall until single events are left. These get three tries each.
 fn salvage(filters: &mut Vec<(String, Box<dyn Filter>)>, events: Events) -> Salvage {
     let (mut good, mut bad, mut dropped, mut cause) = (vec![], vec![], vec![], String::new());
-    let mut todo = vec![0..events.len()];
+    let (mut todo, all) = (vec![], 0..events.len());
+    todo.push(all);
     while let Some(range) = todo.pop() {
         let part = events.part(range.clone());
         let tries = if range.len() == 1 { TRIES } else { 1 };

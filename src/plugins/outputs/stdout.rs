@@ -393,6 +393,26 @@ mod tests {
         assert_eq!(read_some(&mut reader, 100), b"\nnext\nlast\n");
     }
     #[test]
+    fn what_a_fallen_call_got_out_may_be_asked_for_piece_by_piece() {
+        let (mut reader, mut stdout) = small_pipe(Encode::Raw);
+        let batches = [batch(0, &["a"]), batch(1, &["b"]), batch(2, &["c"])];
+        // As a panic behind the last write leaves it.
+        let ids = batches[..2].iter().map(|b| (b.lane, b.seq)).collect();
+        *stdout.turn.lock() = Begun {
+            holder: Some(stdout.me),
+            batches: ids,
+            encode: Encode::Raw,
+            taken: 4,
+            torn: false,
+        };
+        assert_eq!(ok(stdout.write(&batches[..1])), 1);
+        assert_eq!(ok(stdout.write(&batches[1..])), 2);
+        drop(stdout);
+        let mut got = String::new();
+        reader.read_to_string(&mut got).unwrap();
+        assert_eq!(got, "c\n");
+    }
+    #[test]
     fn an_heir_goes_on_in_the_middle_and_others_wait_for_their_turn() {
         let (mut reader, mut first) = small_pipe(Encode::Raw);
         let (clock, turn) = (crate::clock::system(), first.turn);

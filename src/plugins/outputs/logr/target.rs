@@ -208,3 +208,62 @@ impl Drop for Claim {
         OWNERS.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.0);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A file with one settled line and a torn one.
+    fn torn(path: &Path) -> Target {
+        let log = Logger::root(slog::Discard, slog::o!());
+        let mut target = Target::open(&path.into(), "test", &log).unwrap();
+        target.append(&mut [IoSlice::new(b"settled\n")]).unwrap();
+        target.settle(8);
+        target.append(&mut [IoSlice::new(b"to")]).unwrap();
+        target.append(&mut [IoSlice::new(b"rn")]).unwrap();
+        target
+    }
+
+    #[test]
+    fn cuts_back_to_the_border_and_no_further() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("app.log");
+        let mut target = torn(&path);
+        target.cut_back().unwrap();
+        target.cut_back().unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "settled\n");
+        assert_eq!((target.settled, target.pending), (8, 0));
+        // Whatever it is called by now.
+        target.append(&mut [IoSlice::new(b"again")]).unwrap();
+        fs::rename(&path, dir.path().join("moved")).unwrap();
+        drop(target);
+        assert_eq!(fs::read_to_string(dir.path().join("moved")).unwrap(), "settled\n");
+    }
+    #[test]
+    fn what_others_wrote_behind_is_never_cut() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("app.log");
+        let mut target = torn(&path);
+        let mut theirs = OpenOptions::new().append(true).open(&path).unwrap();
+        theirs.write_all(b"\ntheirs\n").unwrap();
+        target.cut_back().unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "settled\ntorn\ntheirs\n");
+        assert_eq!((target.settled, target.pending), (20, 0));
+    }
+    #[test]
+    fn a_file_truncated_meanwhile_is_not_made_longer() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("app.log");
+        let mut target = torn(&path);
+        File::create(&path).unwrap();
+        target.cut_back().unwrap();
+        assert_eq!((fs::metadata(&path).unwrap().len(), target.settled), (0, 0));
+        // Truncated before the unfinished write: then that is at the start of the file.
+        target.append(&mut [IoSlice::new(b"settled\n")]).unwrap();
+        target.settle(8);
+        File::create(&path).unwrap();
+        target.append(&mut [IoSlice::new(b"torn")]).unwrap();
+        target.cut_back().unwrap();
+        assert_eq!((fs::metadata(&path).unwrap().len(), target.settled), (0, 0));
+    }
+}
