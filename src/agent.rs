@@ -1,6 +1,6 @@
 //! The life of the process: from checked settings to the exit code. In this order, so that each step may rely on those before it:
 //! background → signals, limits → data directory (private, locked, versioned, pid file) → log → identity → listeners → signals heard →
-//! actors → and back. `leave` is the one place where the process ends.
+//! actors → and back. The process ends in this file and nowhere else.
 mod data_dir;
 mod signals;
 
@@ -33,7 +33,7 @@ use crate::{
     metrics::{Metrics, SharedMetrics},
     model::Host,
     os::{self, Forked, Outcome, Ready},
-    settings::{Http, Settings},
+    settings::{self, Http, Settings},
 };
 
 /// How long the parent waits for its child in the background: local things only, so a second is long already.
@@ -49,13 +49,6 @@ pub enum Mode {
     Foreground,
     /// `agent start`
     Background,
-}
-
-pub struct Launch {
-    pub settings: Settings,
-    pub mode: Mode,
-    /// False: a private temporary data directory, gone at the end.
-    pub keeps_state: bool,
 }
 
 /// Why there is no agent.
@@ -82,16 +75,16 @@ impl Failure {
 
 /// Lives the agent's life. In the foreground it ends with it; in the background it answers the parent's exit code, once the child is
 /// ready or has failed.
-pub fn run(launch: Launch) -> u8 {
-    if launch.mode != Mode::Background {
-        live(launch, None)
+pub fn run(settings: Settings, mode: Mode) -> u8 {
+    if mode != Mode::Background {
+        live(settings, mode, None)
     }
     match os::into_background() {
-        Ok(Forked::Child(ready)) => live(launch, Some(ready)),
+        Ok(Forked::Child(ready)) => live(settings, mode, Some(ready)),
         Ok(Forked::Parent(child)) => {
             let pid = child.pid();
             let outcome = child.outcome(READY_WITHIN);
-            answer(pid, outcome, &log_path(&launch.settings))
+            answer(pid, outcome, &log_path(&settings))
         }
         Err(e) => {
             complain(format_args!("could not go into the background: {e}"));
@@ -141,12 +134,12 @@ fn log_path(settings: &Settings) -> PathBuf {
     settings.log.file.clone().unwrap_or_else(own)
 }
 
-fn live(mut launch: Launch, ready: Option<Ready>) -> ! {
+fn live(mut settings: Settings, mode: Mode, ready: Option<Ready>) -> ! {
     os::prepare_signals();
     tune_allocator();
     let (metrics, clock) = (Metrics::new(), clock::system());
-    let opened = open_state(&mut launch).and_then(|(data, warning)| {
-        let log = open_log(&launch, &data, clock.clone(), &metrics)?;
+    let opened = open_state(&mut settings).and_then(|(data, warning)| {
+        let log = open_log(&settings.log, mode, &data, clock.clone(), &metrics)?;
         Ok((data, warning, Arc::new(log)))
     });
     let (data, warning, log) = match opened {
@@ -165,35 +158,40 @@ fn live(mut launch: Launch, ready: Option<Ready>) -> ! {
     }
     let leaving = Arc::new(Leaving {
         log: log.clone(),
-        on_stderr: launch.settings.log.file.is_none(),
+        on_stderr: settings.log.file.is_none(),
         data: Mutex::new(None),
         parent: Mutex::new(ready),
         was_ready: AtomicBool::new(false),
         begun: AtomicBool::new(false),
     });
-    let ended = match prepare(&launch, data, &leaving, metrics, clock) {
+    let ended = match prepare(settings, mode, data, &leaving, metrics, clock) {
         Err(failure) => Ended {
             code: failure.code,
             why: failure.text,
             counts: Vec::new(),
         },
-        Ok(start) => run_actors(start, launch.mode, &leaving),
+        Ok(start) => run_actors(start, mode, &leaving),
     };
     leaving.leave(ended)
 }
 
-fn open_state(launch: &mut Launch) -> Result<(DataDir, Option<String>), Failure> {
-    if launch.keeps_state {
-        return DataDir::open(&launch.settings.agent);
+fn open_state(settings: &mut Settings) -> Result<(DataDir, Option<String>), Failure> {
+    if !settings.agent.private_data_dir {
+        return DataDir::open(&settings.agent);
     }
     let data = DataDir::passing()?;
-    launch.settings.agent.data_dir = data.path().to_owned();
+    settings.agent.move_to(data.path().to_owned());
     Ok((data, None))
 }
 
-fn open_log(launch: &Launch, data: &DataDir, clock: SharedClock, metrics: &Metrics) -> Result<Log, Failure> {
-    let settings = &launch.settings.log;
-    let background = launch.mode == Mode::Background;
+fn open_log(
+    settings: &settings::Log,
+    mode: Mode,
+    data: &DataDir,
+    clock: SharedClock,
+    metrics: &Metrics,
+) -> Result<Log, Failure> {
+    let background = mode == Mode::Background;
     let target = match &settings.file {
         None if !background => Target::Stderr,
         file => Target::File {
@@ -215,13 +213,14 @@ fn open_log(launch: &Launch, data: &DataDir, clock: SharedClock, metrics: &Metri
 
 /// All that is local and can fail, before the first actor.
 fn prepare(
-    launch: &Launch,
+    settings: Settings,
+    mode: Mode,
     data: DataDir,
     leaving: &Arc<Leaving>,
     metrics: SharedMetrics,
     clock: SharedClock,
 ) -> Result<Start, Failure> {
-    let (settings, log) = (&launch.settings, &leaving.log);
+    let log = &leaving.log;
     let dir = data.path().to_owned();
     let socket = data.listen();
     *leaving.data() = Some(data); // from here on it is closed by whoever leaves
@@ -236,7 +235,8 @@ fn prepare(
     {
         warn!(log.logger, "could not be nicer"; "nice" => nice, "error" => %e);
     }
-    let found = identity::find(&settings.agent, launch.keeps_state.then_some(&dir)).map_err(Failure::plain)?;
+    let keeps_state = !settings.agent.private_data_dir;
+    let found = identity::find(&settings.agent, keeps_state.then_some(&dir)).map_err(Failure::plain)?;
     for warning in found.warnings {
         warn!(log.logger, "{}", warning);
     }
@@ -246,7 +246,7 @@ fn prepare(
     signals::listen(to_root, log.clone(), settings.agent.drain, leaving.clone())
         .map_err(|e| Failure::plain(format!("could not listen for signals: {e}")))?;
     Ok(Start {
-        settings: settings.clone(),
+        settings,
         host: Arc::new(found.host),
         log: log.logger.clone(),
         level: log.level.clone(),
@@ -258,7 +258,7 @@ fn prepare(
         http,
         signals,
         token,
-        background: launch.mode == Mode::Background,
+        background: mode == Mode::Background,
     })
 }
 
@@ -400,7 +400,7 @@ impl Leaving {
         }
         match self.parent() {
             Some(parent) => parent.failed(code, &why),
-            None if !self.was_ready.load(SeqCst) && !self.on_stderr => complain(&why),
+            None if !self.was_ready.load(SeqCst) && !self.on_stderr => within(LAST_WORDS, move || complain(&why)),
             None => {}
         }
         self.log.finish(LAST_WORDS);

@@ -2,6 +2,7 @@
 pub mod actors;
 pub mod agent;
 pub mod checkpoint;
+pub mod cli;
 pub mod clock;
 pub mod identity;
 pub mod log;

@@ -268,9 +268,10 @@ fn json(w: impl Write + Send + 'static) -> impl Drain<Ok = (), Err = Never> + Se
     let format = slog_json::Json::new(w)
         .set_flush(true)
         .add_key_value(o!(
-            "ts" => FnValue(|_: &Record| jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S%.3fZ").to_string()),
-            "level" => FnValue(|r: &Record| r.level().as_str().to_ascii_lowercase()),
+            // slog hands them on last first: in the line the time stands first.
             "msg" => PushFnValue(|r: &Record, to| to.emit(r.msg())),
+            "level" => FnValue(|r: &Record| r.level().as_str().to_ascii_lowercase()),
+            "ts" => FnValue(|_: &Record| jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S%.3fZ").to_string()),
         ))
         .build();
     Mutex::new(format).ignore_res()

@@ -1,4 +1,4 @@
-//! Stand-in of the daemon's branch: waits for a stop.
+//! Stand-in of the daemon's branch: waits for a stop. An output to stdout never drains.
 use std::sync::Arc;
 
 use crate::{clock::SharedClock, log, metrics::SharedMetrics, model::Host, settings::Settings};
@@ -30,11 +30,13 @@ pub struct Ended {
 
 pub async fn run(mut start: Start, ready: impl FnOnce(Result<(), String>)) -> Ended {
     drop(start.socket.take());
+    let mut outputs = start.settings.pipelines.iter().flat_map(|pipeline| &pipeline.outputs);
+    let hangs = outputs.any(|output| output.plugin.name.name == "stdout");
     ready(Ok(()));
     loop {
         match start.signals.recv().await {
             Some(Signal::Reopen) => {}
-            Some(Signal::Stop) if std::env::var_os("STAND_IN_HANGS").is_some() => std::future::pending().await,
+            Some(Signal::Stop) if hangs => std::future::pending().await,
             Some(Signal::Stop) | None => {
                 return Ended {
                     code: 0,

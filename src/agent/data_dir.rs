@@ -185,6 +185,7 @@ mod tests {
             group: "net01".into(),
             ip: settings::Ip::Auto,
             data_dir: data_dir.to_owned(),
+            private_data_dir: false,
             pid_file: data_dir.join("agent.pid"),
             drain: std::time::Duration::from_secs(20),
         }

@@ -13,7 +13,8 @@ pub use files::{
     DirError, Holder, Lock, LockError, PRIVATE_DIR, PRIVATE_FILE, holder, private_dir, private_temp_dir, write_private,
 };
 pub use process::{
-    Process, end_self_softly, own_uid, prepare_signals, raise_open_files, redirect_stderr, reopen_self, set_nice,
+    Process, close_inherited, end_self_softly, own_uid, prepare_signals, raise_open_files, redirect_stderr,
+    reopen_self, set_nice,
 };
 pub use sockets::{LocalAddress, bind_private};
 

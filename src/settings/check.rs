@@ -132,8 +132,7 @@ fn default_data_dir(env: &Environment, root: bool) -> Option<PathBuf> {
     Some(state?.join("luffly"))
 }
 /// Refused where a data dir is needed.
-pub const NO_DATA_DIR: &str =
-    "found neither HOME nor XDG_STATE_HOME to make a default from, accepted: a directory, by --data-dir or [agent] data_dir";
+pub const NO_DATA_DIR: &str = "found neither HOME nor XDG_STATE_HOME to make a default from, accepted: a directory, by --data-dir or [agent] data_dir";
 
 pub fn http(top: &mut Section<'_>) -> Http {
     let mut table = top.section("http");
@@ -234,7 +233,11 @@ pub fn size(node: &Node) -> Result<u64, String> {
         _ => None,
     };
     match bytes {
-        Some(0) => Err(format!("{}, which means nothing here, accepted: {}", node.found(), Size::ACCEPTED)),
+        Some(0) => Err(format!(
+            "{}, which means nothing here, accepted: {}",
+            node.found(),
+            Size::ACCEPTED
+        )),
         Some(bytes) => Ok(bytes),
         None => Err(format!("{}, accepted: {}", node.found(), Size::ACCEPTED)),
     }
@@ -246,7 +249,11 @@ pub fn span(node: &Node) -> Result<Duration, String> {
         _ => None,
     };
     match span {
-        Some(Duration::ZERO) => Err(format!("{}, which means nothing here, accepted: {}", node.found(), Span::ACCEPTED)),
+        Some(Duration::ZERO) => Err(format!(
+            "{}, which means nothing here, accepted: {}",
+            node.found(),
+            Span::ACCEPTED
+        )),
         Some(span) => Ok(span),
         None => Err(format!("{}, accepted: {}", node.found(), Span::ACCEPTED)),
     }
@@ -266,17 +273,21 @@ fn path(node: &Node) -> Result<PathBuf, String> {
     if text.is_empty() || text.contains('\0') {
         return Err(refused());
     }
-    std::path::absolute(Path::new(&text)).map_err(|error| format!("{}, and no working directory: {error}", node.found()))
+    std::path::absolute(Path::new(&text))
+        .map_err(|error| format!("{}, and no working directory: {error}", node.found()))
 }
 /// Part of keys in stores and of paths in templates.
 fn name(node: &Node) -> Result<String, String> {
     let fits = |name: &String| {
         (1..=64).contains(&name.chars().count())
-            && !["." , ".."].contains(&&**name)
+            && ![".", ".."].contains(&&**name)
             && !name.contains(|c: char| c == '/' || c.is_whitespace() || c.is_control())
     };
     text(node).ok().filter(fits).ok_or_else(|| {
-        format!("{}, accepted: 1 to 64 characters without blanks and slashes", node.found())
+        format!(
+            "{}, accepted: 1 to 64 characters without blanks and slashes",
+            node.found()
+        )
     })
 }
 /// `warning` and `warn`, in small letters.
@@ -289,7 +300,11 @@ pub fn level(word: &str) -> Result<slog::Level, String> {
         "info" => Info,
         "debug" => Debug,
         "trace" => Trace,
-        _ => return Err(format!("found {word:?}, accepted: critical, error, warning, info, debug, trace")),
+        _ => {
+            return Err(format!(
+                "found {word:?}, accepted: critical, error, warning, info, debug, trace"
+            ));
+        }
     })
 }
 fn ip(node: &Node) -> Result<Ip, String> {
@@ -306,14 +321,20 @@ fn ip(node: &Node) -> Result<Ip, String> {
     if let Some((ip, bits)) = text.split_once('/') {
         let ip: IpAddr = ip.parse().map_err(|_| refused())?;
         let most = if ip.is_ipv4() { 32 } else { 128 };
-        let bits = bits.parse().ok().filter(|bits| (1..=most).contains(bits)).ok_or_else(refused)?;
+        let bits = bits
+            .parse()
+            .ok()
+            .filter(|bits| (1..=most).contains(bits))
+            .ok_or_else(refused)?;
         return Ok(Ip::Network(ip, bits));
     }
     match text.parse::<IpAddr>() {
         Ok(ip) if ip.is_unspecified() || ip.is_multicast() => Err(refused()),
         Ok(ip) => Ok(Ip::Fixed(ip)),
         // The kernel's rule for names of interfaces; a misspelled address must not pass for one.
-        Err(_) if !(1..=15).contains(&text.len()) || text.contains(|c: char| c.is_whitespace() || c == ':') => Err(refused()),
+        Err(_) if !(1..=15).contains(&text.len()) || text.contains(|c: char| c.is_whitespace() || c == ':') => {
+            Err(refused())
+        }
         Err(_) if text.bytes().all(|b| b.is_ascii_digit() || b == b'.') => Err(refused()),
         Err(_) => Ok(Ip::Interface(text)),
     }
@@ -356,7 +377,10 @@ mod tests {
         let dir = |home, xdg, root| default_data_dir(&env(home, xdg), root).map(|dir| dir.display().to_string());
         assert_eq!(dir("/home/a", "/state", true).as_deref(), Some("/var/lib/luffly"));
         assert_eq!(dir("/home/a", "/state", false).as_deref(), Some("/state/luffly"));
-        assert_eq!(dir("/home/a", "state", false).as_deref(), Some("/home/a/.local/state/luffly"));
+        assert_eq!(
+            dir("/home/a", "state", false).as_deref(),
+            Some("/home/a/.local/state/luffly")
+        );
         assert_eq!(dir("", "", false), None);
     }
     #[test]
@@ -370,9 +394,22 @@ mod tests {
         ] {
             assert_eq!(listener(&node(text)), Ok(address.map(|a| a.parse().unwrap())), "{text}");
         }
-        for bad in ["", "10630", "10.0.0.1", "::1:10630", "example.org:1", "127.0.0.1:65536", ":", "OFF"] {
-            let accepted = "\"off\", or host:port as in \"127.0.0.1:10630\", \"[::1]:10630\" or \":10630\" (port 0: any)";
-            assert_eq!(listener(&node(bad)), Err(format!("found {bad:?}, accepted: {accepted}")));
+        for bad in [
+            "",
+            "10630",
+            "10.0.0.1",
+            "::1:10630",
+            "example.org:1",
+            "127.0.0.1:65536",
+            ":",
+            "OFF",
+        ] {
+            let accepted =
+                "\"off\", or host:port as in \"127.0.0.1:10630\", \"[::1]:10630\" or \":10630\" (port 0: any)";
+            assert_eq!(
+                listener(&node(bad)),
+                Err(format!("found {bad:?}, accepted: {accepted}"))
+            );
         }
     }
     #[test]
@@ -388,7 +425,18 @@ mod tests {
         ] {
             assert_eq!(ip(&node(text)), Ok(wanted));
         }
-        for bad in ["", "0.0.0.0", "224.0.0.1", "10.0.0.256", "10.0.0.0/33", "10.0.0.0/0", "eth0/8", "fe80::x", "a name", "averylonginterface"] {
+        for bad in [
+            "",
+            "0.0.0.0",
+            "224.0.0.1",
+            "10.0.0.256",
+            "10.0.0.0/33",
+            "10.0.0.0/0",
+            "eth0/8",
+            "fe80::x",
+            "a name",
+            "averylonginterface",
+        ] {
             let accepted = "\"auto\", an address, a network as in \"10.1.0.0/16\", or an interface as in \"eth0\"";
             assert_eq!(ip(&node(bad)), Err(format!("found {bad:?}, accepted: {accepted}")));
         }

@@ -84,7 +84,12 @@ impl Findings {
     }
     fn push(&self, at: &At, key: String, message: String, usage: bool) {
         let at = at.clone();
-        self.0.borrow_mut().push(Finding { at, key, message, usage });
+        self.0.borrow_mut().push(Finding {
+            at,
+            key,
+            message,
+            usage,
+        });
     }
     pub fn is_empty(&self) -> bool {
         self.0.borrow().is_empty()
@@ -113,5 +118,6 @@ pub fn did_you_mean<'a>(found: &str, accepted: impl IntoIterator<Item = &'a str>
         .map(|word| (strsim::damerau_levenshtein(word, found), word))
         .filter(|(steps, word)| *steps <= word.len().div_ceil(3))
         .min();
-    near.map(|(_, word)| format!("; did you mean `{word}`?")).unwrap_or_default()
+    near.map(|(_, word)| format!("; did you mean `{word}`?"))
+        .unwrap_or_default()
 }

@@ -81,9 +81,21 @@ impl Options {
             ("-agent-group", "agent.group", &self.agent_group),
             ("-http-address", "http.address", &self.http_address),
             ("--log-level", "log.level", &self.log_level),
-            ("-max-read-channel-size", "limits.max_read_channel_size", &self.max_read_channel_size),
-            ("-max-write-channel-size", "limits.max_write_channel_size", &self.max_write_channel_size),
-            ("-max-write-bulk-size", "limits.max_write_bulk_size", &self.max_write_bulk_size),
+            (
+                "-max-read-channel-size",
+                "limits.max_read_channel_size",
+                &self.max_read_channel_size,
+            ),
+            (
+                "-max-write-channel-size",
+                "limits.max_write_channel_size",
+                &self.max_write_channel_size,
+            ),
+            (
+                "-max-write-bulk-size",
+                "limits.max_write_bulk_size",
+                &self.max_write_bulk_size,
+            ),
         ];
         let mut all = self.place.values();
         all.extend(given(&pairs));

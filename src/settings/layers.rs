@@ -88,10 +88,14 @@ impl Node {
     /// Untyped text read as a TOML value if it is one (`true`, `5`, `["a", "b"]`, `"5"`), else as the text it is. Whoever wants text
     /// only takes the text: see `check`.
     pub fn typed(&self) -> Value {
-        let Value::Untyped(text) = &self.value else { return self.value.clone() };
+        let Value::Untyped(text) = &self.value else {
+            return self.value.clone();
+        };
         match DeValue::parse(text) {
             Ok(value) => match from_toml(value.into_inner(), &|_| self.at.clone()) {
-                Node { value: Value::Text(_), .. } if !text.starts_with(['"', '\'']) => Value::Text(text.clone()), // a date
+                Node {
+                    value: Value::Text(_), ..
+                } if !text.starts_with(['"', '\'']) => Value::Text(text.clone()), // a date
                 node => node.value,
             },
             Err(_) => Value::Text(text.clone()),
@@ -162,7 +166,11 @@ impl Environment {
             let path = key.split("__").collect::<Vec<_>>();
             match value.to_str() {
                 _ if path.len() > DEEPEST || path.contains(&"") => {
-                    findings.add(&at, "", "found no key in this name, accepted: AGENT_<TABLE>__<KEY> as in AGENT_HTTP__ADDRESS");
+                    findings.add(
+                        &at,
+                        "",
+                        "found no key in this name, accepted: AGENT_<TABLE>__<KEY> as in AGENT_HTTP__ADDRESS",
+                    );
                 }
                 None => findings.add(&at, path.join("."), format!("found {value:?}, accepted: UTF-8 text")),
                 Some(text) => tree.merge(Node::nested(&path, Node::new(&at, Value::Untyped(text.to_owned())))),
@@ -174,7 +182,10 @@ impl Environment {
 /// Reads a settings file into the tree; its ending tells the format.
 pub fn merge_file(path: &Path, tree: &mut Node, findings: &Findings) {
     let place: Arc<Path> = path.into();
-    let at = |line| At::File { path: place.clone(), line };
+    let at = |line| At::File {
+        path: place.clone(),
+        line,
+    };
     let bytes = match std::fs::read(path) {
         Ok(bytes) => bytes,
         Err(error) => return findings.add(&at(None), "", format!("could not read it: {}", plain(&error))),
@@ -183,7 +194,11 @@ pub fn merge_file(path: &Path, tree: &mut Node, findings: &Findings) {
         Ok(text) => text.strip_prefix('\u{feff}').unwrap_or(text),
         Err(error) => {
             let line = line_of(&bytes, error.valid_up_to());
-            return findings.add(&at(Some(line)), "", "found bytes that are no UTF-8, accepted: UTF-8 text");
+            return findings.add(
+                &at(Some(line)),
+                "",
+                "found bytes that are no UTF-8, accepted: UTF-8 text",
+            );
         }
     };
     let node = match path.extension().and_then(|e| e.to_str()).unwrap_or_default() {
@@ -198,7 +213,9 @@ pub fn merge_file(path: &Path, tree: &mut Node, findings: &Findings) {
                 .collect::<Vec<_>>();
             errors.dedup_by_key(|(line, _)| *line); // what follows on the same line follows from it
             match errors.is_empty() {
-                true => Ok(from_toml(DeValue::Table(table.into_inner()), &|offset| at(Some(line(offset))))),
+                true => Ok(from_toml(DeValue::Table(table.into_inner()), &|offset| {
+                    at(Some(line(offset)))
+                })),
                 false => Err(errors),
             }
         }
@@ -222,7 +239,10 @@ pub fn merge_flags(options: &Options, tree: &mut Node, findings: &Findings) {
             Ok(node) => findings.add(
                 &At::Flag("-f"),
                 "",
-                format!("{}, accepted: a JSON object as in '{{\"log\":{{\"level\":\"debug\"}}}}'", node.found()),
+                format!(
+                    "{}, accepted: a JSON object as in '{{\"log\":{{\"level\":\"debug\"}}}}'",
+                    node.found()
+                ),
             ),
             Err((_, message)) => findings.add(&At::Flag("-f"), "", format!("syntax: {message}")),
         }
@@ -236,7 +256,11 @@ pub fn merge_flags(options: &Options, tree: &mut Node, findings: &Findings) {
         let (key, value) = text.split_once('=').unwrap_or_default();
         let path = key.split('.').collect::<Vec<_>>();
         match path.len() > DEEPEST || path.contains(&"") {
-            true => findings.add(&at, "", format!("found {text:?}, accepted: KEY=VALUE as in log.level=debug")),
+            true => findings.add(
+                &at,
+                "",
+                format!("found {text:?}, accepted: KEY=VALUE as in log.level=debug"),
+            ),
             false => tree.merge(Node::nested(&path, Node::new(&at, Value::Untyped(value.to_owned())))),
         }
     }
@@ -245,13 +269,19 @@ pub fn merge_flags(options: &Options, tree: &mut Node, findings: &Findings) {
 pub fn merge_values(values: Vec<(&'static str, &'static str, &str)>, tree: &mut Node) {
     for (flag, key, value) in values {
         let path = key.split('.').collect::<Vec<_>>();
-        tree.merge(Node::nested(&path, Node::new(&At::Flag(flag), Value::Untyped(value.to_owned()))));
+        tree.merge(Node::nested(
+            &path,
+            Node::new(&At::Flag(flag), Value::Untyped(value.to_owned())),
+        ));
     }
 }
 /// `-filepath` speaks to the input `file`, under whatever tag there is a table for it.
 fn merge_globs(globs: Vec<String>, tree: &mut Node) {
     let at = At::Flag("-filepath");
-    let globs = globs.into_iter().map(|glob| Node::new(&at, Value::Text(glob))).collect();
+    let globs = globs
+        .into_iter()
+        .map(|glob| Node::new(&at, Value::Text(glob)))
+        .collect();
     let paths = Node::new(&at, Value::List(globs));
     let mut tables = match tree.get("input").map(|input| &input.value) {
         Some(Value::Table(entries)) => entries.iter().map(|(key, _)| key.clone()).collect(),
@@ -278,7 +308,10 @@ fn plain(error: &std::io::Error) -> String {
 
 fn from_toml(value: DeValue<'_>, at: &dyn Fn(usize) -> At) -> Node {
     fn spanned(span: std::ops::Range<usize>, value: DeValue<'_>, at: &dyn Fn(usize) -> At) -> Node {
-        Node { at: at(span.start), ..from_toml(value, at) }
+        Node {
+            at: at(span.start),
+            ..from_toml(value, at)
+        }
     }
     let value = match value {
         DeValue::String(text) => Value::Text(text.into_owned()),
@@ -293,7 +326,9 @@ fn from_toml(value: DeValue<'_>, at: &dyn Fn(usize) -> At) -> Node {
         DeValue::Boolean(value) => Value::Bool(value),
         DeValue::Datetime(time) => Value::Text(time.to_string()),
         DeValue::Array(items) => {
-            let items = items.into_iter().map(|item| spanned(item.span(), item.into_inner(), at));
+            let items = items
+                .into_iter()
+                .map(|item| spanned(item.span(), item.into_inner(), at));
             Value::List(items.collect())
         }
         DeValue::Table(table) => {
@@ -346,7 +381,10 @@ fn from_yaml(text: &str, at: &dyn Fn(Option<usize>) -> At) -> Result<Node, Synta
                     .collect(),
             ),
         };
-        Node { at: at(Some(line as usize)), value }
+        Node {
+            at: at(Some(line as usize)),
+            value,
+        }
     }
     let options = serde_saphyr::Options {
         strict_booleans: true, // `no` is a word

@@ -51,7 +51,9 @@ pub fn pipelines(top: &mut Section<'_>, options: &Options, purpose: Purpose) -> 
         outputs: reader.picks(top, "output", &options.output, "-output"),
     };
     let flags = reader.default_pipeline(picked, listed.is_some(), options);
-    let mut pipelines = listed.map(|list| reader.listed(list, flags.is_some())).unwrap_or_default();
+    let mut pipelines = listed
+        .map(|list| reader.listed(list, flags.is_some()))
+        .unwrap_or_default();
     pipelines.extend(flags);
     pipelines
 }
@@ -131,14 +133,20 @@ impl<'a> Reader<'a> {
             ([], [output, ..], _) => return lonely(output, "found an output without an input"),
             ([_, second, ..], ..) => {
                 let names = inputs.iter().map(|i| &*i.plugin).collect::<Vec<_>>().join(", ");
-                let message = format!("found {} inputs ({names}), accepted: one; a [[pipeline]] for each further one", inputs.len());
+                let message = format!(
+                    "found {} inputs ({names}), accepted: one; a [[pipeline]] for each further one",
+                    inputs.len()
+                );
                 self.findings.add(&second.at, "", message);
             }
             _ => {}
         }
         let input = inputs.swap_remove(0);
         if !options.filepath.is_empty() && input.plugin.split(':').next() != Some("file") {
-            let message = format!("found globs for the input `file` beside the input `{}`, accepted: with -input=file", input.plugin);
+            let message = format!(
+                "found globs for the input `file` beside the input `{}`, accepted: with -input=file",
+                input.plugin
+            );
             self.findings.add(&At::Flag("-filepath"), "", message);
         }
         self.pipeline(DEFAULT.to_owned(), input, filters, outputs)
@@ -159,10 +167,12 @@ impl<'a> Reader<'a> {
         for (i, node) in nodes.into_iter().enumerate() {
             let mut table = Section::open(self.findings, format!("pipeline[{i}]"), node);
             let name = table.required("name", |node| match pipeline_name(node)? {
-                name if name == DEFAULT && taken => {
-                    Err("found \"default\" twice: the flags and the tables [input.X], [output.X] make it too".to_owned())
+                name if name == DEFAULT && taken => Err(
+                    "found \"default\" twice: the flags and the tables [input.X], [output.X] make it too".to_owned(),
+                ),
+                name if names.contains(&name) => {
+                    Err(format!("found {name:?} twice, accepted: a name of its own for each"))
                 }
-                name if names.contains(&name) => Err(format!("found {name:?} twice, accepted: a name of its own for each")),
                 name => Ok(name),
             });
             names.extend(name.clone());
@@ -188,7 +198,9 @@ impl<'a> Reader<'a> {
         match node.value {
             Value::List(nodes) => {
                 let nodes = nodes.into_iter().enumerate();
-                nodes.filter_map(|(i, node)| self.wanted(node, format!("{key}[{i}]"))).collect()
+                nodes
+                    .filter_map(|(i, node)| self.wanted(node, format!("{key}[{i}]")))
+                    .collect()
             }
             _ => {
                 let message = format!("{}, accepted: a list as in [{{ plugin = \"name\" }}]", node.found());
@@ -205,7 +217,10 @@ impl<'a> Reader<'a> {
             return Some(Wanted { plugin, at, key, table });
         }
         if !matches!(node.value, Value::Table(_)) {
-            let message = format!("{}, accepted: a table as in {{ plugin = \"name\" }}, or a plugin's name", node.found());
+            let message = format!(
+                "{}, accepted: a table as in {{ plugin = \"name\" }}, or a plugin's name",
+                node.found()
+            );
             self.findings.add(&at, key, message);
             return None;
         }
@@ -218,16 +233,31 @@ impl<'a> Reader<'a> {
     }
 
     /// None if a plugin of it is refused: then there is a finding.
-    fn pipeline(&mut self, name: String, input: Wanted, filters: Vec<Wanted>, outputs: Vec<Wanted>) -> Option<Pipeline> {
+    fn pipeline(
+        &mut self,
+        name: String,
+        input: Wanted,
+        filters: Vec<Wanted>,
+        outputs: Vec<Wanted>,
+    ) -> Option<Pipeline> {
         if let Some(first) = outputs.get(MOST_OUTPUTS) {
-            let message = format!("found {} outputs, accepted: at most {MOST_OUTPUTS} a pipeline", outputs.len());
+            let message = format!(
+                "found {} outputs, accepted: at most {MOST_OUTPUTS} a pipeline",
+                outputs.len()
+            );
             self.findings.add(&first.at, &*first.key, message);
         }
         self.stream("stdin", &input, &name);
         outputs.iter().for_each(|output| self.stream("stdout", output, &name));
         let input = self.input(input);
-        let filters = filters.into_iter().map(|wanted| self.filter(wanted)).collect::<Vec<_>>();
-        let outputs = outputs.into_iter().map(|wanted| self.output(wanted)).collect::<Vec<_>>();
+        let filters = filters
+            .into_iter()
+            .map(|wanted| self.filter(wanted))
+            .collect::<Vec<_>>();
+        let outputs = outputs
+            .into_iter()
+            .map(|wanted| self.output(wanted))
+            .collect::<Vec<_>>();
         let (input, max_rate) = input?;
         Some(Pipeline {
             name,
@@ -267,7 +297,9 @@ impl<'a> Reader<'a> {
     fn output(&self, wanted: Wanted) -> Option<Output> {
         let (row, mut table) = self.look_up("output", outputs::CATALOG, wanted)?;
         let policy = |node: &Node| match check::text(node).as_deref() {
-            Ok("spill") => Err("found \"spill\", which is not built yet, accepted: block, drop_newest, drop_oldest".to_owned()),
+            Ok("spill") => {
+                Err("found \"spill\", which is not built yet, accepted: block, drop_newest, drop_oldest".to_owned())
+            }
             _ => check::one_of(node, &WHEN_FULL),
         };
         let when_full = table.or("when_full", WhenFull::Block, policy);
@@ -294,17 +326,31 @@ impl<'a> Reader<'a> {
         wanted: Wanted,
     ) -> Option<(&'static plugins::Plugin<B>, Section<'a>)> {
         let found = wanted.plugin.parse::<PluginName>().and_then(|name| {
-            plugins::find(catalog, kind, &name)
-                .map_err(|message| format!("{message}{}", did_you_mean(&name.name, catalog.iter().map(|row| row.name).filter(|n| *n != name.name))))
+            plugins::find(catalog, kind, &name).map_err(|message| {
+                format!(
+                    "{message}{}",
+                    did_you_mean(
+                        &name.name,
+                        catalog.iter().map(|row| row.name).filter(|n| *n != name.name)
+                    )
+                )
+            })
         });
-        let row = found.map_err(|message| self.findings.add(&wanted.at, &*wanted.key, message)).ok()?;
+        let row = found
+            .map_err(|message| self.findings.add(&wanted.at, &*wanted.key, message))
+            .ok()?;
         Some((row, Section::open(self.findings, wanted.key, wanted.table)))
     }
     /// Hands the rest of the table to the plugin.
     fn plugin<B>(&self, row: &plugins::Plugin<B>, section: Section<'_>) -> Option<Plugin> {
         let (at, key) = (section.at.clone(), section.key(""));
         let (entries, own) = section.rest();
-        let table = Table(entries.iter().map(|(key, node)| (key.clone(), node.json())).collect::<Map<_, _>>());
+        let table = Table(
+            entries
+                .iter()
+                .map(|(key, node)| (key.clone(), node.json()))
+                .collect::<Map<_, _>>(),
+        );
         match (row.check)(&table) {
             Ok(()) => Some(Plugin {
                 name: PluginName {
@@ -317,7 +363,8 @@ impl<'a> Reader<'a> {
                 let bad = in_our_words(bad, &own);
                 let entries = Node::new(&at, Value::Table(entries));
                 let at = entries.place_of(&bad.key);
-                self.findings.add(at, format!("{key}{}", bad.key).trim_end_matches('.'), bad.message);
+                self.findings
+                    .add(at, format!("{key}{}", bad.key).trim_end_matches('.'), bad.message);
                 None
             }
         }
@@ -336,7 +383,10 @@ fn usually(kind: &str, plugin: &str) -> Wanted {
 /// Part of file names and metrics.
 fn pipeline_name(node: &Node) -> Result<String, String> {
     let fits = |name: &String| {
-        (1..=64).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+        (1..=64).contains(&name.len())
+            && name
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
     };
     let name = check::text(node).ok().filter(fits);
     name.ok_or_else(|| format!("{}, accepted: 1 to 64 of the characters A-Z a-z 0-9 - _", node.found()))
@@ -356,9 +406,16 @@ fn in_our_words(bad: BadValue, own: &[&str]) -> BadValue {
         key.push_str(ticked[0]);
         "missing, required".to_owned()
     } else if message.starts_with("unknown variant `") {
-        format!("found {:?}, accepted: {}{}", ticked[0], ticked[1..].join(", "), did_you_mean(ticked[0], ticked[1..].iter().copied()))
+        format!(
+            "found {:?}, accepted: {}{}",
+            ticked[0],
+            ticked[1..].join(", "),
+            did_you_mean(ticked[0], ticked[1..].iter().copied())
+        )
     } else {
-        let wrong = ["invalid type: ", "invalid value: "].iter().find_map(|prefix| message.strip_prefix(prefix));
+        let wrong = ["invalid type: ", "invalid value: "]
+            .iter()
+            .find_map(|prefix| message.strip_prefix(prefix));
         match wrong.and_then(|rest| rest.split_once(", expected ")) {
             Some((found, expected)) => format!("found {found}, accepted: {expected}"),
             None => message,
@@ -392,12 +449,28 @@ mod tests {
     #[test]
     fn serde_in_our_words() {
         for (json, key, message) in [
-            (r#"{"pahts": []}"#, "pahts", "unknown key, accepted: paths, most, start, max_rate; did you mean `paths`?"),
+            (
+                r#"{"pahts": []}"#,
+                "pahts",
+                "unknown key, accepted: paths, most, start, max_rate; did you mean `paths`?",
+            ),
             ("{}", "paths", "missing, required"),
             (r#"{"paths": [3]}"#, "paths[0]", "found integer `3`, accepted: a string"),
-            (r#"{"paths": [], "most": "many"}"#, "most", "found string \"many\", accepted: u32"),
-            (r#"{"paths": [], "most": -1}"#, "most", "found integer `-1`, accepted: u32"),
-            (r#"{"paths": [], "start": "now"}"#, "start", "found \"now\", accepted: beginning, end"),
+            (
+                r#"{"paths": [], "most": "many"}"#,
+                "most",
+                "found string \"many\", accepted: u32",
+            ),
+            (
+                r#"{"paths": [], "most": -1}"#,
+                "most",
+                "found integer `-1`, accepted: u32",
+            ),
+            (
+                r#"{"paths": [], "start": "now"}"#,
+                "start",
+                "found \"now\", accepted: beginning, end",
+            ),
         ] {
             let table = Table(serde_json::from_str(json).unwrap());
             let bad = in_our_words(table.read::<Options>().unwrap_err(), &["max_rate"]);

@@ -11,7 +11,13 @@ const MASK: &str = "***";
 impl Settings {
     /// All keys with their values; null where there is none.
     pub fn effective(&self) -> Value {
-        let Settings { agent, http, log, limits, .. } = self;
+        let Settings {
+            agent,
+            http,
+            log,
+            limits,
+            ..
+        } = self;
         let mut shown = json!({
             "agent": {
                 "id": agent.id,
@@ -73,17 +79,21 @@ fn output(output: &Output) -> Value {
 /// Whatever is called like a secret, at any depth. A path to one is none.
 fn mask(value: &mut Value) {
     match value {
-        Value::Object(map) => map.iter_mut().for_each(|(key, value)| match is_secret(key) && !value.is_null() {
-            true => *value = MASK.into(),
-            false => mask(value),
-        }),
+        Value::Object(map) => map
+            .iter_mut()
+            .for_each(|(key, value)| match is_secret(key) && !value.is_null() {
+                true => *value = MASK.into(),
+                false => mask(value),
+            }),
         Value::Array(items) => items.iter_mut().for_each(mask),
         _ => {}
     }
 }
 fn is_secret(key: &str) -> bool {
     let key = key.to_ascii_lowercase();
-    let named = ["password", "passwd", "passphrase", "secret", "token"].iter().any(|word| key.contains(word));
+    let named = ["password", "passwd", "passphrase", "secret", "token"]
+        .iter()
+        .any(|word| key.contains(word));
     named && !["_file", "_path"].iter().any(|end| key.ends_with(end))
 }
 

@@ -142,7 +142,8 @@ mod tests {
 
     use super::*;
 
-    /// Forking a process of many threads is refused, so a shell plays the child.
+    /// Forking a process of many threads is refused, so a shell plays the child. It is waited for by `outcome`, as a forked one is.
+    #[allow(clippy::zombie_processes)]
     fn child(script: &str) -> Child {
         let mut shell = Command::new("sh")
             .args(["-c", script])

@@ -27,6 +27,28 @@ pub(super) fn thread_count() -> usize {
     std::fs::read_dir("/proc/self/task").map_or(0, |threads| threads.count())
 }
 
+/// Closes every descriptor but the three standard ones: a daemon that keeps its caller's pipe lets the caller wait for ever.
+///
+/// # Safety
+/// Nothing in this process may own a descriptor past stderr: call it early, and after what was handed down (`-config <(…)`) is read.
+pub unsafe fn close_inherited() {
+    // SAFETY: takes numbers only; what they stand for is the caller's promise.
+    if unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, 0) } == 0 {
+        return;
+    }
+    // A kernel before 5.9. Listed first: the listing itself has a descriptor among them.
+    let open = std::fs::read_dir("/proc/self/fd").map(|entries| {
+        let number = |entry: io::Result<std::fs::DirEntry>| entry.ok()?.file_name().to_str()?.parse::<i32>().ok();
+        entries.filter_map(number).collect::<Vec<_>>()
+    });
+    for fd in open.unwrap_or_default() {
+        if fd > 2 {
+            // SAFETY: as above.
+            unsafe { libc::close(fd) };
+        }
+    }
+}
+
 /// Signals as the agent needs them, whatever it was started by: none blocked, a write past a file size limit is an error (EFBIG) and
 /// not a death. SIGPIPE is ignored by the standard library already. Before the first thread, for threads inherit the mask.
 pub fn prepare_signals() {

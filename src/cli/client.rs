@@ -1,0 +1,112 @@
+//! Asks the running agent over its socket. Every wait has an end.
+use std::{io, path::Path, time::Duration};
+
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::{Method, Request, StatusCode, body::Bytes};
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
+
+use crate::{agent, os::LocalAddress};
+
+/// One question and its answer, all in all. The agent itself gives its parts 2 s.
+const LIMIT: Duration = Duration::from_secs(10);
+/// The largest answer that is taken, in bytes: a table of 100,000 files has about 40 MiB.
+const LARGEST: usize = 64 << 20;
+
+#[derive(Debug, thiserror::Error)]
+pub enum AskError {
+    #[error("no agent runs on {}", .0.display())]
+    NotRunning(std::path::PathBuf),
+    /// It runs, and nobody takes the call.
+    #[error("the agent (pid {pid}) cannot be asked: {why}")]
+    Deaf { pid: i32, why: String },
+    /// It answered that it will not.
+    #[error("{0}")]
+    Refused(String),
+    #[error("could not look for an agent: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// GET, the answer as JSON.
+pub fn get(data_dir: &Path, path: &str) -> Result<Value, AskError> {
+    json(data_dir, Method::GET, path)
+}
+/// A question or an order, the answer as JSON.
+pub fn json(data_dir: &Path, method: Method, path: &str) -> Result<Value, AskError> {
+    let body = ask(data_dir, method, path)?;
+    serde_json::from_slice(&body)
+        .map_err(|e| AskError::Refused(format!("the agent's answer to {path} is not JSON: {e}")))
+}
+/// A question or an order, the answer as it comes.
+pub fn ask(data_dir: &Path, method: Method, path: &str) -> Result<Bytes, AskError> {
+    let Some(holder) = agent::running(data_dir)? else {
+        return Err(AskError::NotRunning(data_dir.to_owned()));
+    };
+    let deaf = |why: String| AskError::Deaf { pid: holder.pid, why };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let answer = runtime.block_on(async {
+        match tokio::time::timeout(LIMIT, exchange(&agent::socket(data_dir), method, path)).await {
+            Ok(answer) => answer,
+            Err(_) => Err(format!("no answer within {} s", LIMIT.as_secs())),
+        }
+    });
+    let (status, body) = answer.map_err(deaf)?;
+    // Health comes with 503 if it is bad, and is an answer all the same.
+    if status.is_success() || (path.ends_with("/health") && status == StatusCode::SERVICE_UNAVAILABLE) {
+        return Ok(body);
+    }
+    let detail = serde_json::from_slice::<Value>(&body)
+        .ok()
+        .and_then(|problem| Some(problem.get("detail")?.as_str()?.to_owned()));
+    Err(AskError::Refused(
+        detail.unwrap_or_else(|| format!("the agent answered {path} with {status}")),
+    ))
+}
+
+async fn exchange(socket: &Path, method: Method, path: &str) -> Result<(StatusCode, Bytes), String> {
+    let shown = socket.display();
+    let address = LocalAddress::of(socket).map_err(|e| format!("{shown}: {e}"))?;
+    let stream = tokio::net::UnixStream::connect(address.as_path())
+        .await
+        .map_err(|e| format!("{shown}: {e}"))?;
+    let said = |e: hyper::Error| format!("{shown}: {e}");
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(said)?;
+    tokio::spawn(connection);
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header("host", "localhost")
+        .header("x-agent", "cli") // writes ask for it: no web page can send it
+        .body(Empty::<Bytes>::new())
+        .map_err(|e| format!("{path}: {e}"))?;
+    let response = sender.send_request(request).await.map_err(said)?;
+    let status = response.status();
+    let body = Limited::new(response.into_body(), LARGEST)
+        .collect()
+        .await
+        .map_err(|e| format!("{shown}: {e}"))?;
+    Ok((status, body.to_bytes()))
+}
+
+/// A value as part of a query.
+pub fn quoted(text: &str) -> String {
+    text.bytes()
+        .map(|b| match b {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' | b'/' => char::from(b).to_string(),
+            _ => format!("%{b:02X}"),
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn what_is_asked_survives_the_query() {
+        assert_eq!(
+            super::quoted("/var/log/a b&c=ü%.log"),
+            "/var/log/a%20b%26c%3D%C3%BC%25.log"
+        );
+    }
+}
