@@ -88,10 +88,10 @@ impl Home {
         finish(self.command(words))
     }
     /// `start --foreground`, ready.
-    fn foreground(&self, words: &str, stdout: Stdio) -> Child {
+    fn foreground(&self, stdout: Stdio) -> Child {
         let log = self.root.path().join("foreground.log");
         let child = self
-            .command(&format!("start --foreground --set log.file={} {words}", log.display()))
+            .command(&format!("start --foreground --set log.file={}", log.display()))
             .stdout(stdout)
             .stderr(Stdio::null())
             .spawn()
@@ -265,23 +265,42 @@ fn a_second_agent_is_refused_with_the_pid_of_the_first() {
     other.agent("stop").is(0);
 }
 
+/// Some other process, ended when the test ends in whatever way.
+struct Stranger(Child);
+impl Stranger {
+    fn new() -> Self {
+        let mut sleep = Command::new("sleep");
+        sleep
+            .arg("600")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        Self(sleep.spawn().unwrap())
+    }
+}
+impl Drop for Stranger {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 #[test]
 fn a_reused_pid_is_neither_taken_for_the_agent_nor_hit() {
     let home = Home::new();
-    let mut stranger = Command::new("sleep").arg("600").stdin(Stdio::null()).spawn().unwrap();
-    fs::create_dir(home.data()).unwrap();
+    home.agent("start").is(0);
+    home.agent("stop").is(0);
+    let mut stranger = Stranger::new();
     for name in ["agent.pid", "lock"] {
-        fs::write(home.data().join(name), format!("{}\n", stranger.id())).unwrap();
+        fs::write(home.data().join(name), format!("{}\n", stranger.0.id())).unwrap();
     }
     home.agent("stop --force").is(3);
     let status = home.agent("status").is(3);
     assert!(status.out.contains("without a word"), "{status:?}");
-    assert!(stranger.try_wait().unwrap().is_none(), "not hit");
+    assert!(stranger.0.try_wait().unwrap().is_none(), "not hit");
     home.agent("start").is(0);
-    assert_ne!(home.pid(), stranger.id() as i32);
+    assert_ne!(home.pid(), stranger.0.id() as i32);
     home.agent("stop").is(0);
-    stranger.kill().unwrap();
-    stranger.wait().unwrap();
 }
 
 #[test]
@@ -394,7 +413,7 @@ fn stuck(drain: &str) -> (Home, Child) {
         home.data()
     );
     fs::write(home.config(), text).unwrap();
-    let child = home.foreground("", Stdio::piped());
+    let child = home.foreground(Stdio::piped());
     (home, child)
 }
 
