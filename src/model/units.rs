@@ -36,7 +36,13 @@ impl FromStr for Size {
         let unit = unit.trim_start_matches(' ');
         let factor = match unit {
             "" => 1,
-            _ => UNITS.iter().find(|u| u.0.eq_ignore_ascii_case(unit)).ok_or_else(refused)?.1,
+            _ => {
+                UNITS
+                    .iter()
+                    .find(|u| u.0.eq_ignore_ascii_case(unit))
+                    .ok_or_else(refused)?
+                    .1
+            }
         };
         let number: u64 = number.parse().map_err(|_| refused())?;
         number.checked_mul(factor).map(Self).ok_or_else(refused)
@@ -158,7 +164,18 @@ mod tests {
         ] {
             assert_eq!(text.parse(), Ok(Size(bytes)), "{text}");
         }
-        for bad in ["", " ", "MiB", "-1", "+1", "1.5GiB", "64M", "64 MiB ", "99999999TiB", "٣"] {
+        for bad in [
+            "",
+            " ",
+            "MiB",
+            "-1",
+            "+1",
+            "1.5GiB",
+            "64M",
+            "64 MiB ",
+            "99999999TiB",
+            "٣",
+        ] {
             assert_eq!(
                 bad.parse::<Size>(),
                 Err(format!(
@@ -166,7 +183,13 @@ mod tests {
                 ))
             );
         }
-        for (bytes, text) in [(0, "0B"), (1000, "1000B"), (1536, "1536B"), (64 << 20, "64MiB"), (1 << 40, "1TiB")] {
+        for (bytes, text) in [
+            (0, "0B"),
+            (1000, "1000B"),
+            (1536, "1536B"),
+            (64 << 20, "64MiB"),
+            (1 << 40, "1TiB"),
+        ] {
             assert_eq!(Size(bytes).to_string(), text);
         }
     }
@@ -185,7 +208,17 @@ mod tests {
         ] {
             assert_eq!(text.parse(), Ok(Span(Duration::from_millis(ms))), "{text}");
         }
-        for bad in ["", "30", "-5s", "5s ago", "1mo", "1y", "soon", "5 parsecs", "99999999999h"] {
+        for bad in [
+            "",
+            "30",
+            "-5s",
+            "5s ago",
+            "1mo",
+            "1y",
+            "soon",
+            "5 parsecs",
+            "99999999999h",
+        ] {
             let accepted = "a duration with its unit as in \"200ms\", \"30s\", \"5m\", \"1h30m\" or \"7d\"";
             assert_eq!(bad.parse::<Span>(), Err(format!("found {bad:?}, accepted: {accepted}")));
         }
@@ -196,7 +229,10 @@ mod tests {
     fn as_plugins_read_them() {
         assert_eq!(serde_json::from_str::<Size>("7").unwrap(), Size(7));
         assert_eq!(serde_json::from_str::<Size>("\"1KiB\"").unwrap(), Size(1024));
-        assert_eq!(serde_json::to_string(&Span(Duration::from_millis(200))).unwrap(), "\"200ms\"");
+        assert_eq!(
+            serde_json::to_string(&Span(Duration::from_millis(200))).unwrap(),
+            "\"200ms\""
+        );
         for (json, message) in [
             ("-1", "invalid value: integer `-1`, expected a size as in"),
             ("true", "invalid type: boolean `true`, expected a size as in"),
@@ -205,7 +241,10 @@ mod tests {
             assert!(error.starts_with(message), "{error}");
         }
         let error = serde_json::from_str::<Span>("30").unwrap_err().to_string();
-        assert!(error.starts_with("invalid type: integer `30`, expected a duration with its unit"), "{error}");
+        assert!(
+            error.starts_with("invalid type: integer `30`, expected a duration with its unit"),
+            "{error}"
+        );
     }
     proptest! {
         #[test]
