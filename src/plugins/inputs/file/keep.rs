@@ -1,5 +1,11 @@
 //! What the input keeps for its files: descriptors, what the journal and the board say, and how long what is gone stays.
-use std::{fs::File, io, os::unix::fs::OpenOptionsExt, path::Path, time::Duration};
+use std::{
+    fs::File,
+    io,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    path::Path,
+    time::Duration,
+};
 
 use nix::libc::{EMFILE, ENFILE, O_NOCTTY, O_NONBLOCK};
 use slog::{debug, info, warn};
@@ -181,12 +187,10 @@ impl Files {
     pub(super) fn tend_leaving(&mut self, now: Duration) {
         for key in self.leaving.iter().copied().collect::<Vec<_>>() {
             let Some(tail) = self.tails.get_mut(&key) else { continue };
-            let Some(gone) = tail.gone else { continue };
-            let stamp = tail
-                .file
-                .as_ref()
-                .and_then(|file| file.metadata().ok())
-                .map(|meta| Stamp::of(&meta));
+            let Some(gone) = &mut tail.gone else { continue };
+            let meta = tail.file.as_ref().and_then(|file| file.metadata().ok());
+            gone.deleted |= meta.as_ref().is_some_and(|meta| meta.nlink() == 0);
+            let (gone, stamp) = (*gone, meta.map(|meta| Stamp::of(&meta)));
             let at_end = tail.read_to_end.is_some() && stamp == tail.read_to_end;
             let grace = if gone.deleted {
                 DELETED_GRACE

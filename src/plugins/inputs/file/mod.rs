@@ -1,11 +1,14 @@
 //! Follows files by polling. `discovery` finds names, `identity` knows a file again, `tail` reads one file, `reconcile` brings names and
-//! files together after each look at the directories, `keep` looks after descriptors, the board and the journal.
+//! files together after each look at the directories (with `recall` for what the journal knows, and `copies` for what is no plain
+//! rename), `keep` looks after descriptors, the board and the journal.
 //!
 //! Nothing is lost by a rotation as long as the old file can still be found: open, under another name that matches, or by its inode in
 //! the same directory. What cannot be found again is counted.
+mod copies;
 mod discovery;
 mod identity;
 mod keep;
+mod recall;
 mod reconcile;
 mod tail;
 
@@ -24,7 +27,7 @@ use crate::{
     },
     plugins::{
         BadValue, Opt,
-        framing::{self, OnLongLine, Pool, Rules},
+        framing::{self, OnLongLine, Pool, Rules, SMALL},
     },
 };
 use discovery::Globs;
@@ -395,7 +398,7 @@ impl Input for Files {
             let now = clock.steady();
             self.tend(now);
             while into.len() - before < want.chunks
-                && (room > 0 || into.len() == before)
+                && (room >= SMALL || into.len() == before) // not a few bytes for the sake of the rest
                 && clock.steady().saturating_sub(began) < SLICE
                 && let Some(key) = self.ready.pop_front()
             {
