@@ -150,6 +150,16 @@ impl Rig {
         std::io::Write::write_all(&mut file, text.as_bytes()).unwrap();
     }
 
+    /// `name.1` becomes `name.2`, and so on up to `count`.
+    pub fn shift(&self, name: &str, count: usize) {
+        for i in (1..=count).rev() {
+            let _ = fs::rename(
+                self.path(&format!("{name}.{i}")),
+                self.path(&format!("{name}.{}", i + 1)),
+            );
+        }
+    }
+
     fn journal(&mut self) -> SharedJournal {
         let dir = self.state.path();
         let open = || Arc::new(Mutex::new(Journal::open(dir, "this boot").unwrap().journal));
@@ -324,23 +334,17 @@ impl Rig {
 
     /// A clean stop: all that was read is settled.
     pub fn stop(&mut self) {
-        if self.settling {
-            self.settle_chunks(usize::MAX);
-        }
+        self.settle_chunks(usize::MAX);
         self.drop_life();
     }
-    /// Killed: what was not settled is gone from the outputs, too.
+    /// Killed: what was not settled is gone from the outputs, what was not written from the journal.
     pub fn crash(&mut self) {
         self.unsettled.clear();
         self.got.truncate(self.settled_lines);
         self.drop_life();
     }
     fn drop_life(&mut self) {
-        self.input = None;
-        if let Some(journal) = self.journal.take() {
-            journal.lock().unwrap().write().unwrap();
-        }
-        self.board = Arc::default();
+        (self.input, self.journal, self.board) = (None, None, Arc::default());
     }
     /// A clean restart with nothing new: how many lines came again.
     pub fn restart_and_count(&mut self) -> usize {

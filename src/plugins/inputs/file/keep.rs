@@ -403,6 +403,13 @@ impl Files {
             self.context.board.update(&tail.path, |row| row.acknowledged = settled);
             settled < tail.at.offset
         });
+        self.shorter.retain(|(id, end, reach)| {
+            let Some(entry) = journal.get(*id) else { return false };
+            if entry.settled.offset > end.offset {
+                journal.restart(*id, *end);
+            }
+            entry.settled.offset < *reach
+        });
         self.done.retain(|(id, end)| {
             let waits = journal.get(*id).is_some_and(|entry| entry.settled.offset < *end);
             if !waits {

@@ -232,6 +232,8 @@ struct Files {
     settling: HashSet<Key>,
     /// Deleted files that were read to their end: forgotten when all of it is settled.
     done: Vec<(SourceId, u64)>,
+    /// Copies that are shorter than what was read of the original: their end, and the offset up to which receipts may still come.
+    shorter: Vec<(SourceId, Progress, u64)>,
     /// What was warned about, and when (steady): each once, and again after an hour.
     warned: HashMap<PathBuf, (String, Duration)>,
     /// Names on the board that are not read.
@@ -268,6 +270,7 @@ impl Files {
             held: HashMap::new(),
             settling: HashSet::new(),
             done: Vec::new(),
+            shorter: Vec::new(),
             warned: HashMap::new(),
             unread_names: HashSet::new(),
             scanned: false,

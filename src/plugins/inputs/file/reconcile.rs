@@ -276,6 +276,9 @@ impl Files {
         if let Some((orphan, head, at)) = self.claim(group) {
             info!(self.context.log, "file is a copy of a truncated one, reading on in it";
                 "file" => shown(path), "of" => shown(&orphan.path), "offset" => at.offset);
+            if at.offset < orphan.at.offset {
+                self.shorter.push((orphan.id, at, orphan.at.offset));
+            }
             (id, known) = (Some(orphan.id), (head, at));
         } else if !self.context.once && self.is_held(group, first, now) {
             return;
