@@ -135,6 +135,8 @@ fn log_path(settings: &Settings) -> PathBuf {
 }
 
 fn live(mut settings: Settings, mode: Mode, ready: Option<Ready>) -> ! {
+    #[cfg(feature = "failpoints")]
+    let _failpoints = fail::FailScenario::setup(); // from the environment
     os::prepare_signals();
     tune_allocator();
     let (metrics, clock) = (Metrics::new(), clock::system());

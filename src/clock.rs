@@ -20,6 +20,7 @@ pub type SharedClock = Arc<dyn Clock>;
 /// The machine's own clocks.
 pub struct SystemClock;
 impl Clock for SystemClock {
+    #[expect(clippy::disallowed_methods, reason = "this is where it comes from")]
     fn wall(&self) -> Timestamp {
         Timestamp::now()
     }

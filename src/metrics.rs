@@ -1,9 +1,13 @@
 //! One registry for all that is counted. The data path holds ready handles and adds to them; nothing in it waits for who reads.
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use prometheus::{
     Counter, Encoder, Gauge, GaugeVec, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder,
+    core::{Collector, Desc},
+    proto,
 };
+
+use crate::os;
 
 pub type SharedMetrics = Arc<Metrics>;
 
@@ -27,19 +31,13 @@ pub struct Metrics {
     pub waited: GaugeVec,
     pub checkpoint_errors: IntCounterVec,
     pub log_dropped: IntCounter,
-    pub cpu_seconds: Counter,
-    pub resident_bytes: Gauge,
-    pub open_fds: Gauge,
     pub start_time: Gauge,
 }
 
 impl Metrics {
     pub fn new() -> SharedMetrics {
         let registry = Registry::new();
-        fn keep<C: prometheus::core::Collector + Clone + 'static>(
-            registry: &Registry,
-            made: prometheus::Result<C>,
-        ) -> C {
+        fn keep<C: Collector + Clone + 'static>(registry: &Registry, made: prometheus::Result<C>) -> C {
             let collector = made.expect("names and labels are constants, tested");
             registry
                 .register(Box::new(collector.clone()))
@@ -54,6 +52,9 @@ impl Metrics {
             keep(r, IntGaugeVec::new(Opts::new(format!("luffly_{name}"), help), labels))
         };
         let gauge = |name: &str, help: &str| keep(r, Gauge::new(name, help));
+        keep(r, Process::new());
+        let build = Opts::new("luffly_build_info", "1, labelled with what runs").const_label("version", crate::VERSION);
+        keep(r, Gauge::with_opts(build)).set(1.0);
         Arc::new(Self {
             events_in: counters("events_in_total", "Events read", &["pipeline"]),
             bytes_in: counters("bytes_in_total", "Bytes read, line ends included", &["pipeline"]),
@@ -128,9 +129,6 @@ impl Metrics {
                 r,
                 IntCounter::new("luffly_log_records_dropped_total", "Log records lost to a full queue"),
             ),
-            cpu_seconds: keep(r, Counter::new("process_cpu_seconds_total", "User and system CPU time")),
-            resident_bytes: gauge("process_resident_memory_bytes", "Resident memory"),
-            open_fds: gauge("process_open_fds", "Open file descriptors"),
             start_time: gauge("process_start_time_seconds", "Start, seconds since 1970"),
             registry,
         })
@@ -144,8 +142,60 @@ impl Metrics {
     }
 }
 
+/// What the kernel says about this process, asked whenever the registry is read: always true, and nobody has to remember to.
+#[derive(Clone)]
+struct Process {
+    cpu: Counter,
+    resident: Gauge,
+    fds: Gauge,
+    /// A counter is set by reset and add: two readers at once would see it in between.
+    one_at_a_time: Arc<Mutex<()>>,
+}
+impl Process {
+    fn new() -> prometheus::Result<Self> {
+        Ok(Self {
+            cpu: Counter::new("process_cpu_seconds_total", "User and system CPU time")?,
+            resident: Gauge::new("process_resident_memory_bytes", "Resident memory")?,
+            fds: Gauge::new("process_open_fds", "Open file descriptors")?,
+            one_at_a_time: Arc::default(),
+        })
+    }
+}
+impl Collector for Process {
+    fn desc(&self) -> Vec<&Desc> {
+        [self.cpu.desc(), self.resident.desc(), self.fds.desc()].concat()
+    }
+    fn collect(&self) -> Vec<proto::MetricFamily> {
+        let Ok(stats) = os::process_stats() else {
+            return Vec::new(); // a gap says more than an old number
+        };
+        let _turn = self.one_at_a_time.lock();
+        self.cpu.reset();
+        self.cpu.inc_by(stats.cpu_seconds);
+        self.resident.set(stats.resident_bytes as f64);
+        self.fds.set(stats.open_fds as f64);
+        [self.cpu.collect(), self.resident.collect(), self.fds.collect()].concat()
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn the_process_is_asked_at_each_reading() {
+        let metrics = super::Metrics::new();
+        let value = |name: &str| {
+            let text = metrics.text();
+            let line = text.lines().find(|line| line.starts_with(&format!("{name} "))).unwrap();
+            line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap()
+        };
+        let before = value("process_cpu_seconds_total");
+        while value("process_cpu_seconds_total") <= before {} // reading takes CPU time itself
+        assert!(value("process_resident_memory_bytes") > 1e6);
+        assert!(value("process_open_fds") >= 3.0);
+        let text = metrics.text();
+        assert!(text.contains("# TYPE process_cpu_seconds_total counter"));
+        assert!(text.contains(&format!("luffly_build_info{{version=\"{}\"}} 1", crate::VERSION)));
+    }
     #[test]
     fn every_family_registers_and_prints() {
         let metrics = super::Metrics::new();

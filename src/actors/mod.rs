@@ -1,2 +1,5 @@
-//! Stand-in of the daemon's branch.
+//! Everything that lives. `root` builds and stops; `collect` moves events; `http_api` shows; `kit` is what they are made with.
+pub mod collect;
+pub mod http_api;
+pub mod kit;
 pub mod root;

@@ -11,7 +11,7 @@ use clap::{
 pub use crate::settings::{Options, Place};
 use crate::{
     model::Span,
-    settings::{self, Purpose, did_you_mean},
+    settings::{self, Purpose},
 };
 
 #[derive(clap::Subcommand, Clone, Debug, PartialEq)]
@@ -305,17 +305,14 @@ fn explained(error: clap::Error, argv: &[OsString]) -> Leave {
         ErrorKind::UnknownArgument => {
             let found = context(ContextKind::InvalidArg);
             let found = found.split('=').next().unwrap_or_default();
-            let longs = command.get_arguments().filter_map(Arg::get_long).collect::<Vec<_>>();
-            let mut accepted = longs.iter().map(|long| format!("--{long}")).collect::<Vec<_>>();
+            let longs = command.get_arguments().filter_map(Arg::get_long);
+            let mut accepted = longs.map(|long| format!("--{long}")).collect::<Vec<_>>();
             if command.get_arguments().any(|arg| arg.get_short() == Some('f')) {
                 accepted.push("-f".to_owned());
             }
             let place = if found.starts_with('-') { "option" } else { "word" };
-            let near = did_you_mean(found.trim_start_matches('-'), longs);
-            Leave::wrong(format!(
-                "unknown {place} `{found}` of `{called}`, accepted: {}{near}",
-                accepted.join(", ")
-            ))
+            let what = format!("{place} `{found}` of `{called}`");
+            Leave::wrong(settings::unknown(&what, found, accepted.iter().map(String::as_str)))
         }
         ErrorKind::InvalidSubcommand => {
             let names = line.get_subcommands().map(clap::Command::get_name).collect::<Vec<_>>();
@@ -528,7 +525,7 @@ mod tests {
                 "unknown option `--inptu` of `agent`, accepted: --config, --data-dir, --pid-file, --agent-id, --agent-group, \
                  --input, --filter, --output, --filepath, --set, --http-address, --max-read-channel-size, \
                  --max-write-channel-size, --max-write-bulk-size, --log-level, --once, --version, --help, -f; \
-                 did you mean `input`?",
+                 did you mean `--input`?",
             ),
             (
                 "stop -input=file",

@@ -49,6 +49,24 @@ pub struct AskStop;
 #[rtype(result = "()")]
 pub struct AskReopen;
 
+/// The settings in effect, with secrets masked.
+#[derive(Message)]
+#[rtype(result = "serde_json::Value")]
+pub struct AskConfig;
+/// The last log records as text, one a line, oldest first; at most so many.
+#[derive(Message)]
+#[rtype(result = "Vec<String>")]
+pub struct AskLogs(pub usize);
+/// Log from now on from this level upwards. Answered when it holds.
+#[derive(Message, Clone, Copy, Debug, PartialEq, Eq)]
+#[rtype(result = "()")]
+pub struct SetLogLevel {
+    pub level: slog::Level,
+    /// Then back to the level of the settings; none: until the next order or start. A later order replaces an earlier one, its
+    /// way back included.
+    pub revert_after: Option<Duration>,
+}
+
 pub struct AgentView {
     pub host: Host,
     pub version: &'static str,
@@ -88,6 +106,11 @@ pub struct PipelineView {
     pub ended: bool,
     /// Why the input cannot be read at present.
     pub error: Option<String>,
+    pub checkpoint_error: Option<String>,
+    /// Events read and not yet settled by every output that blocks.
+    pub unsettled: u64,
+    /// What is unsettled is still at its source.
+    pub rewinds: bool,
     pub outputs: Vec<OutputView>,
 }
 

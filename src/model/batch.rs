@@ -32,6 +32,8 @@ pub struct Events {
     bytes: Bytes,
     ends: Arc<Vec<u32>>,
     kept: Kept,
+    /// Where each event began in the chunk as it was read, if a filter has rewritten the bytes since.
+    read_at: Option<Arc<Vec<u32>>>,
 }
 #[derive(Clone, Debug, Default)]
 enum Kept {
@@ -54,6 +56,16 @@ impl Events {
             bytes,
             ends: Arc::new(ends),
             kept: Kept::All,
+            read_at: None,
+        }
+    }
+    /// For a filter that changes contents: as `new`, and where each event began before (see `with_offsets`), so that its place in
+    /// the source stays known.
+    pub fn rewritten(bytes: Bytes, ends: Vec<u32>, offsets: Vec<u32>) -> Self {
+        debug_assert_eq!(ends.len(), offsets.len());
+        Self {
+            read_at: Some(Arc::new(offsets)),
+            ..Self::new(bytes, ends)
         }
     }
     pub fn none() -> Self {
@@ -105,25 +117,87 @@ impl Events {
             .flatten()
             .map(|i| &self.bytes[self.start(i)..self.ends[i as usize] as usize - 1])
     }
-    /// Keeps the events for which `keep` (asked with each content) says so.
-    pub fn retain(self, mut keep: impl FnMut(&[u8]) -> bool) -> Self {
+    /// The same, each with where it began in the chunk as it was read: `batch.offset` plus this is its offset in the source.
+    pub fn with_offsets(&self) -> impl Iterator<Item = (u32, &[u8])> + '_ {
+        self.runs().flatten().map(|i| {
+            let start = self.start(i);
+            let offset = self.read_at.as_ref().map_or(start as u32, |all| all[i as usize]);
+            (offset, &self.bytes[start..self.ends[i as usize] as usize - 1])
+        })
+    }
+    /// The kept events number `range.start` to `range.end`, counted among the kept ones.
+    pub fn part(&self, range: Range<usize>) -> Self {
+        let numbers = self.runs().flatten().skip(range.start).take(range.len());
         let (mut runs, mut events, mut size) = (Vec::<Range<u32>>::new(), 0, 0);
-        for i in self.runs().flatten() {
-            let (start, end) = (self.start(i), self.ends[i as usize] as usize);
-            if keep(&self.bytes[start..end - 1]) {
-                events += 1;
-                size += end - start;
-                match runs.last_mut() {
-                    Some(run) if run.end == i => run.end = i + 1,
-                    _ => runs.push(i..i + 1),
-                }
+        for i in numbers {
+            events += 1;
+            size += self.ends[i as usize] as usize - self.start(i);
+            match runs.last_mut() {
+                Some(run) if run.end == i => run.end = i + 1,
+                _ => runs.push(i..i + 1),
             }
         }
-        if events == self.ends.len() {
-            return Self {
-                kept: Kept::All,
-                ..self
-            };
+        Self {
+            bytes: self.bytes.clone(),
+            ends: self.ends.clone(),
+            read_at: self.read_at.clone(),
+            kept: Kept::Runs {
+                runs: Arc::new(runs),
+                events,
+                size,
+            },
+        }
+    }
+    /// All of these after each other, in a buffer of their own.
+    pub fn join(parts: &[Self]) -> Self {
+        let mut bytes = Vec::with_capacity(parts.iter().map(Self::size).sum());
+        let (mut ends, mut offsets) = (vec![], vec![]);
+        for (offset, event) in parts.iter().flat_map(Self::with_offsets) {
+            bytes.extend_from_slice(event);
+            bytes.push(b'\n');
+            ends.push(bytes.len() as u32);
+            offsets.push(offset);
+        }
+        Self::rewritten(bytes.into(), ends, offsets)
+    }
+    /// Keeps the events for which `keep` (asked with each content) says so.
+    pub fn retain(self, mut keep: impl FnMut(&[u8]) -> bool) -> Self {
+        self.retain_where(|bytes, start, end| keep(&bytes[start..end - 1]))
+    }
+    /// Keeps the events that have any content. Looks at the ends only; without empty ones nothing is allocated.
+    pub fn retain_nonempty(self) -> Self {
+        let ends = &self.ends[..];
+        // Block by block without an early way out inside, so that it becomes a wide comparison.
+        let any = ends.first() == Some(&1)
+            || (ends.get(1..).unwrap_or_default().chunks(256).zip(ends.chunks(256))).any(|(ends, starts)| {
+                let gaps = ends.iter().zip(starts).map(|(end, start)| end.wrapping_sub(*start));
+                gaps.fold(false, |any, gap| any | (gap == 1))
+            });
+        if any {
+            self.retain_where(|_, start, end| end - start > 1)
+        } else {
+            self
+        }
+    }
+    fn retain_where(self, mut keep: impl FnMut(&[u8], usize, usize) -> bool) -> Self {
+        let (mut runs, mut events, mut size) = (Vec::<Range<u32>>::new(), 0, 0);
+        for run in self.runs() {
+            let mut start = self.start(run.start);
+            for i in run {
+                let end = self.ends[i as usize] as usize;
+                if keep(&self.bytes, start, end) {
+                    events += 1;
+                    size += end - start;
+                    match runs.last_mut() {
+                        Some(run) if run.end == i => run.end = i + 1,
+                        _ => runs.push(i..i + 1),
+                    }
+                }
+                start = end;
+            }
+        }
+        if events == self.len() {
+            return self;
         }
         Self {
             kept: Kept::Runs {
@@ -235,9 +309,36 @@ mod tests {
         assert_eq!((some.len(), some.size(), some.is_whole()), (3, 7, false));
         let fewer = some.retain(|e| e != b"bb");
         assert_eq!(fewer.slices().collect::<Vec<_>>(), [b"a\n".as_slice(), b"c\n"]);
-        assert!(fewer.retain(|_| false).is_empty());
+        assert!(fewer.clone().retain(|_| false).is_empty());
+        let parts = [fewer.part(1..2), all.part(0..0), all.part(2..4)];
+        assert_eq!(
+            Events::join(&parts).iter().collect::<Vec<_>>(),
+            [b"c".as_slice(), b"bb", b"c"]
+        );
         assert!(all.retain(|_| true).is_whole());
         assert_eq!(Events::none().slices().count(), 0);
+        assert_eq!(
+            fewer_by_ends("\n\na\n\nbb\n\n"),
+            [(2, b"a".to_vec()), (5, b"bb".to_vec())]
+        );
+        assert_eq!(fewer_by_ends("a\nbb\n"), [(0, b"a".to_vec()), (2, b"bb".to_vec())]);
+        assert_eq!(fewer_by_ends("\n\n"), []);
+        assert_eq!(fewer_by_ends(""), []);
+    }
+    fn fewer_by_ends(text: &'static str) -> Vec<(u32, Vec<u8>)> {
+        let some = lines(text).retain_nonempty();
+        assert_eq!(some.iter().count(), some.len());
+        assert_eq!(some.is_whole(), some.size() == text.len());
+        some.with_offsets().map(|(at, e)| (at, e.to_vec())).collect()
+    }
+    #[test]
+    fn rewritten_events_know_where_they_were() {
+        let changed = Events::rewritten(Bytes::from_static(b"longer\n\nb\n"), vec![7, 8, 10], vec![0, 3, 4]);
+        let kept = changed.retain_nonempty();
+        assert_eq!(
+            kept.with_offsets().collect::<Vec<_>>(),
+            [(0, b"longer".as_slice()), (4, b"b")]
+        );
     }
     #[test]
     fn each_output_accounts_once() {

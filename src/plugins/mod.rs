@@ -1,6 +1,7 @@
 //! What a pipeline is made of. A plugin is a plain struct behind a plain trait: it knows `model`, `clock`, `os` and slog only, and
 //! nothing of actors. Adding one touches its own file and one line of its CATALOG.
 pub mod filters;
+pub mod framing;
 pub mod inputs;
 pub mod outputs;
 pub mod table;

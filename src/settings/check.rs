@@ -29,19 +29,17 @@ pub struct Section<'a> {
 impl<'a> Section<'a> {
     /// What is no table is refused here, and read as an empty one.
     pub fn open(findings: &'a Findings, key: String, node: Node) -> Self {
-        let Node { at, value } = node;
-        let entries = match value {
+        let entries = match node.typed() {
             Value::Table(entries) => entries,
-            value => {
-                let found = Node::new(&at, value).found();
-                findings.add(&at, &*key, format!("{found}, accepted: a table"));
+            _ => {
+                findings.add(&node.at, &*key, format!("{}, accepted: a table", node.found()));
                 Vec::new()
             }
         };
         Self {
             findings,
             key,
-            at,
+            at: node.at,
             entries,
             accepted: Vec::new(),
         }

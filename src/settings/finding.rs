@@ -116,7 +116,7 @@ pub fn did_you_mean<'a>(found: &str, accepted: impl IntoIterator<Item = &'a str>
     let near = accepted
         .into_iter()
         .map(|word| (strsim::damerau_levenshtein(word, found), word))
-        .filter(|(steps, word)| *steps <= word.len().div_ceil(3))
+        .filter(|(steps, word)| *steps <= (word.len() / 3).max(1))
         .min();
     near.map(|(_, word)| format!("; did you mean `{word}`?"))
         .unwrap_or_default()

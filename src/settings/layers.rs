@@ -1,5 +1,6 @@
-//! The layers, merged: file < environment < `-f` < other flags. Every value remembers where it came from, down to the line, so that
-//! whoever refuses it can say so. What a value means is checked later (see `check`); here it only has a shape.
+//! The layers: file < environment < `-f` < other flags. figment lays them over each other and knows which one each value is from; the
+//! layer itself knows where in it the value stands, down to the line, so that whoever refuses it can say so. What a value means is
+//! checked later (see `check`); here it only has a shape.
 use std::{
     collections::BTreeMap,
     ffi::OsString,
@@ -8,6 +9,10 @@ use std::{
     sync::Arc,
 };
 
+use figment::{
+    Figment, Metadata, Profile, Provider,
+    value::{Dict, Map, Value as Plain},
+};
 use serde::{Deserialize, Deserializer, de};
 use serde_saphyr::Spanned;
 use toml::de::{DeTable, DeValue};
@@ -47,30 +52,20 @@ impl Node {
     pub fn table(at: &At) -> Self {
         Self::new(at, Value::Table(Vec::new()))
     }
-    pub fn get(&self, key: &str) -> Option<&Node> {
+    /// None: this is no table.
+    fn entries(&self) -> Option<&[(String, Node)]> {
         match &self.value {
-            Value::Table(entries) => entries.iter().find(|(k, _)| k == key).map(|(_, node)| node),
+            Value::Table(entries) => Some(entries),
             _ => None,
         }
     }
-    /// Lays `over` on this one: tables entry by entry, all else as a whole.
-    pub fn merge(&mut self, over: Node) {
-        match (&mut self.value, over.value) {
-            (Value::Table(entries), Value::Table(new)) => {
-                for (key, node) in new {
-                    match entries.iter_mut().find(|(k, _)| *k == key) {
-                        Some((_, old)) => old.merge(node),
-                        None => entries.push((key, node)),
-                    }
-                }
-            }
-            (_, value) => *self = Node { at: over.at, value },
-        }
+    pub fn get(&self, key: &str) -> Option<&Node> {
+        self.entries()?.iter().find(|(k, _)| k == key).map(|(_, node)| node)
     }
-    /// `value` under `a.b.c`, to be merged.
-    fn nested(path: &[&str], value: Node) -> Node {
-        path.iter().rev().fold(value, |inner, key| {
-            Node::new(&inner.at.clone(), Value::Table(vec![((*key).to_owned(), inner)]))
+    /// `value` under `a.b.c`: a layer of its own.
+    fn nested(path: &[&str], at: &At, value: Value) -> Node {
+        path.iter().rev().fold(Node::new(at, value), |inner, key| {
+            Node::new(at, Value::Table(vec![((*key).to_owned(), inner)]))
         })
     }
     /// For an error: what stands here.
@@ -118,6 +113,16 @@ impl Node {
             Value::Table(entries) => Json::Object(entries.iter().map(|(k, node)| (k.clone(), node.json())).collect()),
         }
     }
+    /// What figment is handed: it merges tables, and lays all else over as a whole.
+    fn plain(&self) -> Plain {
+        match &self.value {
+            Value::Table(entries) => {
+                Plain::from(entries.iter().map(|(k, node)| (k, node.plain())).collect::<Map<_, _>>())
+            }
+            Value::Untyped(text) => text.as_str().into(), // no table, whatever it means
+            _ => Plain::serialize(self.json()).expect("figment has a value for all of JSON"),
+        }
+    }
     /// Where the value at `brokers[2].name` stands, or the nearest thing around it.
     pub fn place_of(&self, path: &str) -> &At {
         let mut node = self;
@@ -132,6 +137,56 @@ impl Node {
             }
         }
         &node.at
+    }
+}
+
+/// A layer, by the root of its tree.
+impl Provider for Node {
+    fn metadata(&self) -> Metadata {
+        Metadata::named(self.at.to_string())
+    }
+    fn data(&self) -> figment::Result<Map<Profile, Dict>> {
+        Ok(Profile::Default.collect(self.plain().into_dict().unwrap_or_default()))
+    }
+}
+
+/// All that was read: what is in effect of it, says figment. It keeps neither lines nor the order of keys, nor that a text is untyped;
+/// but the tag of a value leads back to its layer, and there it stands as it was read.
+#[derive(Default)]
+pub struct Layers {
+    merged: Figment,
+    all: Vec<Node>,
+}
+impl Layers {
+    fn merge(&mut self, layer: Node) {
+        self.merged = std::mem::take(&mut self.merged).merge(&layer);
+        self.all.push(layer);
+    }
+    /// One tree of all layers.
+    pub fn tree(&self) -> Node {
+        let merged = self.merged.find_value("").expect("no layer refuses to give its data");
+        let said = self.all.iter().map(|layer| (layer, layer)).collect::<Vec<_>>();
+        self.node(merged, &said)
+    }
+    /// `said`: each layer that speaks of this key, and what it says there.
+    fn node(&self, value: Plain, said: &[(&Node, &Node)]) -> Node {
+        let Plain::Dict(_, mut dict) = value else {
+            let layer = self.merged.get_metadata(value.tag());
+            let from = said.iter().rfind(|(said_by, _)| layer == Some(&said_by.metadata()));
+            return from.expect("figment takes every value from a layer").1.clone();
+        };
+        // The place of a table is where it begins: after whatever else a layer put there.
+        let other = said.iter().rposition(|(_, here)| here.entries().is_none());
+        let said = &said[other.map_or(0, |last| last + 1)..];
+        let mut entries = Vec::new();
+        for (key, _) in said.iter().filter_map(|(_, here)| here.entries()).flatten() {
+            if let Some(value) = dict.remove(key) {
+                let inner = said.iter().filter_map(|(layer, here)| Some((*layer, here.get(key)?)));
+                entries.push((key.clone(), self.node(value, &inner.collect::<Vec<_>>())));
+            }
+        }
+        let at = said.first().map_or(&At::Nowhere, |(_, here)| &here.at);
+        Node::new(at, Value::Table(entries))
     }
 }
 
@@ -159,7 +214,7 @@ impl Environment {
         }
         env
     }
-    pub fn merge_into(&self, tree: &mut Node, findings: &Findings) {
+    pub fn merge_into(&self, layers: &mut Layers, findings: &Findings) {
         for (name, value) in &self.settings {
             let at = At::Env(name.clone());
             let key = name["AGENT_".len()..].to_ascii_lowercase();
@@ -173,14 +228,14 @@ impl Environment {
                     );
                 }
                 None => findings.add(&at, path.join("."), format!("found {value:?}, accepted: UTF-8 text")),
-                Some(text) => tree.merge(Node::nested(&path, Node::new(&at, Value::Untyped(text.to_owned())))),
+                Some(text) => layers.merge(Node::nested(&path, &at, Value::Untyped(text.to_owned()))),
             }
         }
     }
 }
 
-/// Reads a settings file into the tree; its ending tells the format.
-pub fn merge_file(path: &Path, tree: &mut Node, findings: &Findings) {
+/// Reads a settings file, a layer; its ending tells the format.
+pub fn merge_file(path: &Path, layers: &mut Layers, findings: &Findings) {
     let place: Arc<Path> = path.into();
     let at = |line| At::File {
         path: place.clone(),
@@ -221,8 +276,7 @@ pub fn merge_file(path: &Path, tree: &mut Node, findings: &Findings) {
         }
     };
     match node {
-        // The file itself is the place of what is missing in it.
-        Ok(node) if matches!(node.value, Value::Table(_)) => tree.merge(Node { at: at(None), ..node }),
+        Ok(node) if node.entries().is_some() => layers.merge(Node { at: at(None), ..node }),
         Ok(Node { value: Value::Null, .. }) => {} // an empty YAML file
         Ok(node) => findings.add(&at(None), "", format!("{}, accepted: tables of settings", node.found())),
         Err(errors) => errors
@@ -232,10 +286,10 @@ pub fn merge_file(path: &Path, tree: &mut Node, findings: &Findings) {
 }
 
 /// `-f`, the plain flags, `--set`. What picks plugins (`-input` …) is no setting; see `pipelines`.
-pub fn merge_flags(options: &Options, tree: &mut Node, findings: &Findings) {
+pub fn merge_flags(options: &Options, layers: &mut Layers, findings: &Findings) {
     for text in &options.inline {
         match from_json(text, &At::Flag("-f")) {
-            Ok(node) if matches!(node.value, Value::Table(_)) => tree.merge(node),
+            Ok(node) if node.entries().is_some() => layers.merge(node),
             Ok(node) => findings.add(
                 &At::Flag("-f"),
                 "",
@@ -247,9 +301,9 @@ pub fn merge_flags(options: &Options, tree: &mut Node, findings: &Findings) {
             Err((_, message)) => findings.add(&At::Flag("-f"), "", format!("syntax: {message}")),
         }
     }
-    merge_values(options.values(), tree);
+    merge_values(options.values(), layers);
     if !options.filepath.is_empty() {
-        merge_globs(options.globs(), tree);
+        merge_globs(options.globs(), layers);
     }
     for text in &options.set {
         let at = At::Flag("--set");
@@ -261,38 +315,30 @@ pub fn merge_flags(options: &Options, tree: &mut Node, findings: &Findings) {
                 "",
                 format!("found {text:?}, accepted: KEY=VALUE as in log.level=debug"),
             ),
-            false => tree.merge(Node::nested(&path, Node::new(&at, Value::Untyped(value.to_owned())))),
+            false => layers.merge(Node::nested(&path, &at, Value::Untyped(value.to_owned()))),
         }
     }
 }
 /// (option, key, value)
-pub fn merge_values(values: Vec<(&'static str, &'static str, &str)>, tree: &mut Node) {
+pub fn merge_values(values: Vec<(&'static str, &'static str, &str)>, layers: &mut Layers) {
     for (flag, key, value) in values {
         let path = key.split('.').collect::<Vec<_>>();
-        tree.merge(Node::nested(
-            &path,
-            Node::new(&At::Flag(flag), Value::Untyped(value.to_owned())),
-        ));
+        layers.merge(Node::nested(&path, &At::Flag(flag), Value::Untyped(value.to_owned())));
     }
 }
 /// `-filepath` speaks to the input `file`, under whatever tag there is a table for it.
-fn merge_globs(globs: Vec<String>, tree: &mut Node) {
+fn merge_globs(globs: Vec<String>, layers: &mut Layers) {
     let at = At::Flag("-filepath");
-    let globs = globs
-        .into_iter()
-        .map(|glob| Node::new(&at, Value::Text(glob)))
-        .collect();
-    let paths = Node::new(&at, Value::List(globs));
-    let mut tables = match tree.get("input").map(|input| &input.value) {
-        Some(Value::Table(entries)) => entries.iter().map(|(key, _)| key.clone()).collect(),
-        _ => Vec::new(),
-    };
+    let globs = globs.into_iter().map(|glob| Node::new(&at, Value::Text(glob)));
+    let paths = Value::List(globs.collect());
+    let input = layers.merged.find_value("input").ok().and_then(Plain::into_dict);
+    let mut tables = input.unwrap_or_default().into_keys().collect::<Vec<_>>();
     tables.retain(|key| key.split(':').next() == Some("file"));
     if tables.is_empty() {
         tables.push("file".to_owned());
     }
     for table in &tables {
-        tree.merge(Node::nested(&["input", table, "paths"], paths.clone()));
+        layers.merge(Node::nested(&["input", table, "paths"], &at, paths.clone()));
     }
 }
 
@@ -446,5 +492,57 @@ impl<'de> Deserialize<'de> for Yaml {
             }
         }
         from.deserialize_any(Visitor)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Layers as one would lay them by hand: what figment and the way back through its tags must come to.
+    fn lay(under: &mut Node, over: Node) {
+        match (&mut under.value, over.value) {
+            (Value::Table(entries), Value::Table(new)) => {
+                for (key, node) in new {
+                    match entries.iter_mut().find(|(k, _)| *k == key) {
+                        Some((_, old)) => lay(old, node),
+                        None => entries.push((key, node)),
+                    }
+                }
+            }
+            (_, value) => *under = Node { at: over.at, value },
+        }
+    }
+    fn layer() -> impl Strategy<Value = serde_json::Value> {
+        let leaf = prop_oneof![
+            Just(serde_json::json!([{ "a": 1 }, null])),
+            any::<i64>().prop_map(|n| n.into()),
+            Just("x".into())
+        ];
+        leaf.prop_recursive(3, 12, 4, |inner| {
+            prop::collection::vec(("[a-c]", inner), 0..4)
+                .prop_map(|entries| serde_json::Value::Object(entries.into_iter().collect()))
+        })
+        .prop_filter("tables", serde_json::Value::is_object)
+    }
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// Values, places and order, also where a table gives way to a value and comes back.
+        #[test]
+        fn figment_lays_them_as_by_hand(given in prop::collection::vec(layer(), 0..6)) {
+            let (mut layers, mut by_hand) = (Layers::default(), Node::table(&At::Nowhere));
+            for (i, json) in given.iter().enumerate() {
+                let layer = from_json(&json.to_string(), &At::Env(i.to_string())).unwrap();
+                if i == 0 {
+                    by_hand.at = layer.at.clone();
+                }
+                lay(&mut by_hand, layer.clone());
+                layers.merge(layer);
+            }
+            prop_assert_eq!(format!("{:?}", layers.tree()), format!("{by_hand:?}"));
+        }
     }
 }

@@ -15,14 +15,14 @@ use std::{
 };
 
 pub use check::level;
-pub use finding::{At, Finding, Refused, did_you_mean, unknown};
+pub use finding::{At, Finding, Refused, unknown};
 pub use flags::{Options, Place};
 pub use show::level_word;
 
 use self::{
     check::Section,
     finding::Findings,
-    layers::{Environment, Node},
+    layers::{Environment, Layers},
 };
 use crate::{model::PluginName, plugins::Table};
 
@@ -51,18 +51,18 @@ pub fn load(
         Purpose::Run => options.place.config.clone(),
         _ => options.place.config.clone().or_else(usual_config),
     };
-    let mut tree = Node::table(&At::Nowhere);
+    let mut layers = Layers::default();
     if let Some(path) = &config {
-        layers::merge_file(path, &mut tree, &findings);
+        layers::merge_file(path, &mut layers, &findings);
     }
-    env.merge_into(&mut tree, &findings);
-    layers::merge_flags(options, &mut tree, &findings);
+    env.merge_into(&mut layers, &findings);
+    layers::merge_flags(options, &mut layers, &findings);
     if !findings.is_empty() {
         // A layer could not be read: what would be said of the rest without it may be wrong.
         return Err(findings.refused());
     }
 
-    let mut top = Section::open(&findings, String::new(), tree);
+    let mut top = Section::open(&findings, String::new(), layers.tree());
     let mut agent = check::agent(&mut top, &env);
     let http = check::http(&mut top);
     let log = check::log(&mut top);
@@ -106,14 +106,14 @@ pub struct Whereabouts {
 /// `--data-dir` and without `-config` no file is read.
 pub fn locate(place: &Place, env: impl Iterator<Item = (OsString, OsString)>) -> Result<Whereabouts, Refused> {
     let (findings, env) = (Findings::default(), Environment::read(env));
-    let mut tree = Node::table(&At::Nowhere);
+    let mut layers = Layers::default();
     let usual = || if place.data_dir.is_none() { usual_config() } else { None };
     if let Some(path) = place.config.clone().or_else(usual) {
-        layers::merge_file(&path, &mut tree, &findings);
+        layers::merge_file(&path, &mut layers, &findings);
     }
-    env.merge_into(&mut tree, &findings);
-    layers::merge_values(place.values(), &mut tree);
-    let mut agent = Section::open(&findings, String::new(), tree).section("agent");
+    env.merge_into(&mut layers, &findings);
+    layers::merge_values(place.values(), &mut layers);
+    let mut agent = Section::open(&findings, String::new(), layers.tree()).section("agent");
     let data_dir = check::data_dir(&mut agent, &env);
     let pid_file = check::pid_file(&mut agent);
     if data_dir.is_none() && findings.is_empty() {

@@ -46,9 +46,9 @@ pub fn pipelines(top: &mut Section<'_>, options: &Options, purpose: Purpose) -> 
     };
     let listed = top.take("pipeline");
     let picked = Picked {
-        inputs: reader.picks(top, "input", &options.input, "-input"),
-        filters: reader.picks(top, "filter", &options.filter, "-filter"),
-        outputs: reader.picks(top, "output", &options.output, "-output"),
+        inputs: reader.picks(top, ("input", "-input"), inputs::CATALOG, &options.input),
+        filters: reader.picks(top, ("filter", "-filter"), filters::CATALOG, &options.filter),
+        outputs: reader.picks(top, ("output", "-output"), outputs::CATALOG, &options.output),
     };
     let flags = reader.default_pipeline(picked, listed.is_some(), options);
     let mut pipelines = listed
@@ -72,9 +72,14 @@ struct Reader<'a> {
 }
 impl<'a> Reader<'a> {
     /// What the flags name, with the options from the tables; without flags, what the tables name.
-    fn picks(&self, top: &mut Section<'_>, kind: &'static str, flags: &[String], flag: &'static str) -> Vec<Wanted> {
+    fn picks<B>(
+        &self,
+        top: &mut Section<'_>,
+        (kind, flag): (&'static str, &'static str),
+        catalog: &'static [plugins::Plugin<B>],
+        flags: &[String],
+    ) -> Vec<Wanted> {
         let (tables, _) = top.section(kind).rest();
-        let name = |plugin: &str| plugin.split(':').next().unwrap_or_default().to_owned();
         if flags.is_empty() {
             let wanted = |(plugin, table): (String, Node)| Wanted {
                 at: table.at.clone(),
@@ -87,11 +92,12 @@ impl<'a> Reader<'a> {
         let at = At::Flag(flag);
         let wanted = |plugin: &String| {
             let plugin = plugin.trim().to_owned();
-            let table = [plugin.clone(), name(&plugin)] // [input."file:v1"] before [input.file]
+            let name = plugin.split(':').next().unwrap_or_default();
+            let table = [&*plugin, name] // [input."file:v1"] before [input.file]
                 .iter()
                 .find_map(|key| tables.iter().find(|(table, _)| table == key))
                 .cloned();
-            let (key, table) = table.unwrap_or_else(|| (name(&plugin), Node::table(&at)));
+            let (key, table) = table.unwrap_or_else(|| (name.to_owned(), Node::table(&at)));
             Wanted {
                 plugin,
                 at: at.clone(),
@@ -99,7 +105,17 @@ impl<'a> Reader<'a> {
                 table,
             }
         };
-        flags.iter().map(wanted).collect()
+        let picked = flags.iter().map(wanted).collect::<Vec<_>>();
+        for (plugin, table) in &tables {
+            let key = format!("{kind}.{plugin}");
+            // The options of a plugin that is not wanted now; a misspelled one would go unseen.
+            if !picked.iter().any(|p| p.key == key)
+                && let Err(message) = find(kind, catalog, plugin)
+            {
+                self.findings.add(&table.at, key, message);
+            }
+        }
+        picked
     }
 
     fn default_pipeline(&mut self, picked: Picked, listed: bool, options: &Options) -> Option<Pipeline> {
@@ -141,8 +157,11 @@ impl<'a> Reader<'a> {
             }
             _ => {}
         }
+        let reads_files = inputs
+            .iter()
+            .any(|input| input.plugin.split(':').next() == Some("file"));
         let input = inputs.swap_remove(0);
-        if !options.filepath.is_empty() && input.plugin.split(':').next() != Some("file") {
+        if !options.filepath.is_empty() && !reads_files {
             let message = format!(
                 "found globs for the input `file` beside the input `{}`, accepted: with -input=file",
                 input.plugin
@@ -154,7 +173,7 @@ impl<'a> Reader<'a> {
 
     /// The `[[pipeline]]`s. `taken`: the name `default` is.
     fn listed(&mut self, list: Node, taken: bool) -> Vec<Pipeline> {
-        let Value::List(nodes) = list.value else {
+        let Value::List(nodes) = list.typed() else {
             let message = format!("{}, accepted: a list of tables, each under [[pipeline]]", list.found());
             self.findings.add(&list.at, "pipeline", message);
             return Vec::new();
@@ -325,20 +344,9 @@ impl<'a> Reader<'a> {
         catalog: &'static [plugins::Plugin<B>],
         wanted: Wanted,
     ) -> Option<(&'static plugins::Plugin<B>, Section<'a>)> {
-        let found = wanted.plugin.parse::<PluginName>().and_then(|name| {
-            plugins::find(catalog, kind, &name).map_err(|message| {
-                format!(
-                    "{message}{}",
-                    did_you_mean(
-                        &name.name,
-                        catalog.iter().map(|row| row.name).filter(|n| *n != name.name)
-                    )
-                )
-            })
-        });
-        let row = found
-            .map_err(|message| self.findings.add(&wanted.at, &*wanted.key, message))
-            .ok()?;
+        let found = find(kind, catalog, &wanted.plugin);
+        let refused = |message| self.findings.add(&wanted.at, &*wanted.key, message);
+        let row = found.map_err(refused).ok()?;
         Some((row, Section::open(self.findings, wanted.key, wanted.table)))
     }
     /// Hands the rest of the table to the plugin.
@@ -371,6 +379,17 @@ impl<'a> Reader<'a> {
     }
 }
 
+fn find<B>(
+    kind: &str,
+    catalog: &'static [plugins::Plugin<B>],
+    plugin: &str,
+) -> Result<&'static plugins::Plugin<B>, String> {
+    let name: PluginName = plugin.parse()?;
+    plugins::find(catalog, kind, &name).map_err(|message| {
+        let others = catalog.iter().map(|row| row.name).filter(|other| *other != name.name);
+        message + &did_you_mean(&name.name, others)
+    })
+}
 /// One of the plugins of a bare `agent`.
 fn usually(kind: &str, plugin: &str) -> Wanted {
     Wanted {

@@ -1,7 +1,10 @@
 //! Outputs: where events go. To add one: its file, and one line of CATALOG.
+pub mod encode;
 pub mod logr;
 pub mod null;
 pub mod stdout;
+#[cfg(test)]
+mod testing;
 
 use std::{io, sync::Arc};
 
@@ -30,7 +33,8 @@ pub struct OutputContext {
 pub struct Written {
     /// How many batches, from the front, are delivered.
     pub batches: usize,
-    /// Why not all.
+    /// Why not all. None with fewer than all: nothing is wrong, call again at once with what is left (a border was reached, or the
+    /// far side took nothing for 100 ms: so that a stop is heard meanwhile).
     pub stopped: Option<OutputError>,
 }
 impl Written {
@@ -52,15 +56,30 @@ pub enum OutputError {
     Closed(String),
 }
 
+pub type Syncer = Box<dyn FnOnce() -> io::Result<()> + Send>;
+
+/// What the system said, in our words: lower case, without the number.
+pub fn said(error: &io::Error) -> String {
+    match error.raw_os_error() {
+        Some(code) => nix::errno::Errno::from_raw(code).desc().to_lowercase(),
+        None => error.to_string(),
+    }
+}
+
 /// Blocking: runs on a thread that may wait for the far side, where the Sink moves it and takes it back. It survives falls: what a
 /// failed or panicked `write` had already written is its own to remember, for the next `write` begins with the same first batch
 /// unless that was reported as delivered, and what is delivered must be there once, whole and in order.
 pub trait Output: Send {
     /// Writes these in order. Batches may be empty (all filtered away): they count as delivered.
     fn write(&mut self, batches: &[Batch]) -> Written;
+    /// Work after which what was delivered until now survives a power loss. It may be done on another thread while the next writes
+    /// go on; after an error the next one may succeed, although what this one was for is not safe.
+    fn syncer(&mut self) -> Syncer {
+        Box::new(|| Ok(()))
+    }
     /// What was delivered so far survives a power loss after this.
     fn sync(&mut self) -> io::Result<()> {
-        Ok(())
+        self.syncer()()
     }
     /// Opens its target by name again at the next write (SIGUSR1: somebody moved the file).
     fn reopen(&mut self) {}

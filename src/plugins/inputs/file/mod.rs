@@ -1,13 +1,382 @@
-//! stub
+//! Follows files by polling. `discovery` finds names, `identity` knows a file again, `tail` reads one file, `reconcile` brings names and
+//! files together after each look at the directories, `keep` looks after descriptors, the board and the journal.
+//!
+//! Nothing is lost by a rotation as long as the old file can still be found: open, under another name that matches, or by its inode in
+//! the same directory. What cannot be found again is counted.
+mod discovery;
+mod identity;
+mod keep;
+mod reconcile;
+mod tail;
+
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    path::PathBuf,
+};
+
+use serde::Deserialize;
+
 use super::*;
+use crate::{
+    model::{
+        Mark, Progress, SourceId,
+        units::{Size, Span},
+    },
+    plugins::{
+        BadValue, Opt,
+        framing::{self, OnLongLine, Pool, Rules},
+    },
+};
+use discovery::Globs;
+use identity::{Head, Inode};
+use tail::{Step, Tail};
+
 pub const PLUGIN_V1: Plugin<Build> = Plugin {
     name: "file",
     tag: "v1",
     stable: true,
-    about: "",
-    delivery: "",
-    options: &[],
+    about: "Follows files by polling, through every kind of rotation. Works on all file systems, network ones too. Polling has one limit: \
+            a file of one line that is truncated and given the same line again looks as if it had been touched; it is seen as new with \
+            its next change of size.",
+    delivery: "Read again from the checkpoint: at least once, and exactly once after a clean stop. What no agent can recover (truncated \
+               before it was read, no copy in sight) is counted as bytes_lost.",
+    options: &[
+        opt("paths", "required", "Patterns of the files to read: *, ?, [a-z], {a,b} within a name, ** for any depth of directories. \
+             Symlinks are followed, a file with several names is read once. A backslash takes the meaning from the next character."),
+        opt("exclude", "[]", "Patterns of files that are never opened. One without a slash is about the name alone, as in \"*.gz\"."),
+        opt("start", "\"beginning\"", "beginning or end: where a file is begun that is there at the very first start. What appears later is \
+             always read from its beginning."),
+        framing::MAX_LINE,
+        framing::ON_LONG_LINE,
+        opt("max_open_files", "512", "How many files may be open at once, 64 less than the process may have at most. Beyond it the one idle \
+             for longest is closed, and looked at by name."),
+        opt("close_idle", "\"5m\"", "After so long without news a file is closed, and looked at by name. Also how long a file that was renamed \
+             out of sight stays open after the last news."),
+        opt("hold_deleted", "\"5m\"", "For so long a deleted file is held open while nothing of what is left in it can be delivered. Then it is \
+             given up, and counted as bytes_given_up."),
+        opt("forget_after", "\"14d\"", "So long the checkpoint of a file that is not there any more is kept."),
+        opt("poll_every", "\"250ms\"", "How often open files are looked at, and at most how often the directories are: looking for files takes \
+             a hundredth of the time at most, and happens every 10s at least."),
+        opt("flush_partial", "none", "After so long an unfinished line at the end of a file is delivered as it is. What is written to it later \
+             becomes a line of its own. By default such a line waits for its end."),
+    ],
     sample: r#"{ plugin = "file:v1", paths = ["/var/log/*.log"] }"#,
-    check: |_| Ok(()),
-    build: |_, _| Err(PluginError::Failed("stub".into())),
+    check: |table| Options::read(table).map(drop),
+    build: |table, context| Ok(Box::new(Files::new(Options::read(table)?, context))),
 };
+const fn opt(name: &'static str, default: &'static str, about: &'static str) -> Opt {
+    Opt { name, default, about }
+}
+
+/// The options as they are written.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Written {
+    paths: Vec<String>,
+    #[serde(default)]
+    exclude: Vec<String>,
+    #[serde(default)]
+    start: Start,
+    #[serde(default = "framing::default_max_line")]
+    max_line: Size,
+    #[serde(default)]
+    on_long_line: OnLongLine,
+    max_open_files: Option<usize>,
+    close_idle: Option<Span>,
+    hold_deleted: Option<Span>,
+    forget_after: Option<Span>,
+    poll_every: Option<Span>,
+    flush_partial: Option<Span>,
+}
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Start {
+    #[default]
+    Beginning,
+    End,
+}
+/// Words that are promised for a later version.
+const NOT_BUILT: [&str; 4] = ["framing", "encoding", "ignore_older", "read_compressed"];
+
+/// The options, checked.
+struct Options {
+    globs: Globs,
+    start: Start,
+    rules: Rules,
+    max_open: usize,
+    close_idle: Duration,
+    hold_deleted: Duration,
+    forget_after: Duration,
+    poll_every: Duration,
+    flush_partial: Option<Duration>,
+}
+impl Options {
+    fn read(table: &Table) -> Result<Self, BadValue> {
+        if let Some(word) = NOT_BUILT.iter().find(|word| table.0.contains_key(**word)) {
+            let message = format!("`{word}` is not built yet, accepted: leave it out (files are read as lines of text, as they are)");
+            return Err(BadValue::new(*word, message));
+        }
+        let written: Written = table.read()?;
+        if written.paths.is_empty() {
+            let message = "found none, accepted: at least one pattern as in \"/var/log/*.log\"";
+            return Err(BadValue::new("paths", message));
+        }
+        if written.max_open_files == Some(0) {
+            return Err(BadValue::new("max_open_files", "found 0, accepted: at least 1"));
+        }
+        let span = |key: &str, found: Option<Span>, default: u64| match found.map(|span| span.0) {
+            Some(Duration::ZERO) => Err(BadValue::new(key, "found 0s, accepted: a duration above zero")),
+            found => Ok(found.unwrap_or(Duration::from_millis(default))),
+        };
+        Ok(Self {
+            globs: Globs::new(&written.paths, &written.exclude)?,
+            start: written.start,
+            rules: Rules::new(written.max_line, written.on_long_line)?,
+            max_open: written.max_open_files.unwrap_or(512),
+            close_idle: span("close_idle", written.close_idle, 300_000)?,
+            hold_deleted: span("hold_deleted", written.hold_deleted, 300_000)?,
+            forget_after: span("forget_after", written.forget_after, 14 * 86_400_000)?,
+            poll_every: span("poll_every", written.poll_every, 250)?,
+            flush_partial: match written.flush_partial {
+                Some(_) => Some(span("flush_partial", written.flush_partial, 0)?),
+                None => None,
+            },
+        })
+    }
+}
+
+/// A file within this input, for as long as it is followed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+struct Key(u64);
+
+/// What was in a file before it was truncated, until the next look at the directories: a copy of it may be there.
+struct Orphan {
+    key: Option<Key>,
+    id: SourceId,
+    path: PathBuf,
+    head: Head,
+    at: Progress,
+    /// Bytes that were there and not read.
+    unread: u64,
+}
+/// A new file that may be a copy in the making: not read before that is known.
+struct Held {
+    of: Key,
+    size: u64,
+    /// Steady time at which it was first seen or grew.
+    since: Duration,
+}
+
+/// After a call has worked for so long it comes back, so that a stop is heard.
+const SLICE: Duration = Duration::from_millis(50);
+
+struct Files {
+    options: Options,
+    context: InputContext,
+    pool: Pool,
+    tails: HashMap<Key, Tail>,
+    by_inode: HashMap<Inode, Key>,
+    last_key: u64,
+    /// Files that (may) have something to read, in turn. Whoever is at work stands at the back: a fall leaves it there.
+    ready: VecDeque<Key>,
+    open: HashSet<Key>,
+    /// Files that no name leads to any more.
+    leaving: HashSet<Key>,
+    troubled: HashSet<Key>,
+    orphans: Vec<Orphan>,
+    held: HashMap<Inode, Held>,
+    /// Read further than acknowledged.
+    settling: HashSet<Key>,
+    /// Deleted files that were read to their end: forgotten when all of it is settled.
+    done: Vec<(SourceId, u64)>,
+    /// What was warned about, and when (steady): each once, and again after an hour.
+    warned: HashMap<PathBuf, (String, Duration)>,
+    /// Names on the board that are not read.
+    unread_names: HashSet<PathBuf>,
+    scanned: bool,
+    /// When the previous run last saw its files, in seconds since 1970; none at the very first start.
+    last_run: Option<i64>,
+    /// Steady times.
+    next_scan: Duration,
+    next_poll: Duration,
+    next_forget: Duration,
+    /// The number of the next source where no journal is kept.
+    next_id: u64,
+    max_open: usize,
+}
+
+impl Files {
+    fn new(options: Options, context: InputContext) -> Self {
+        Self {
+            max_open: keep::most_open(options.max_open),
+            options,
+            context,
+            pool: Pool::default(),
+            tails: HashMap::new(),
+            by_inode: HashMap::new(),
+            last_key: 0,
+            ready: VecDeque::new(),
+            open: HashSet::new(),
+            leaving: HashSet::new(),
+            troubled: HashSet::new(),
+            orphans: Vec::new(),
+            held: HashMap::new(),
+            settling: HashSet::new(),
+            done: Vec::new(),
+            warned: HashMap::new(),
+            unread_names: HashSet::new(),
+            scanned: false,
+            last_run: None,
+            next_scan: Duration::ZERO,
+            next_poll: Duration::ZERO,
+            next_forget: Duration::ZERO,
+            next_id: 1,
+        }
+    }
+    fn queue(&mut self, key: Key) {
+        if let Some(tail) = self.tails.get_mut(&key)
+            && !tail.queued
+        {
+            tail.queued = true;
+            self.ready.push_back(key);
+        }
+    }
+    /// What is due by time.
+    fn tend(&mut self, now: Duration) {
+        if now >= self.next_poll {
+            self.poll(now);
+            self.next_poll = now + self.options.poll_every;
+        }
+        if now >= self.next_scan {
+            self.scan(now);
+        }
+        if now >= self.next_forget {
+            self.forget_old();
+            self.next_forget = now + keep::STAMP_EVERY;
+        }
+    }
+    /// One file's turn: at most one chunk. It stays in the queue until there is nothing more to read.
+    fn turn(&mut self, key: Key, room: usize, into: &mut Vec<Chunk>, now: Duration) {
+        self.ready.push_back(key);
+        if self.go_on(key, room, into, now) {
+            return;
+        }
+        if let Some(place) = self.ready.iter().rposition(|other| *other == key) {
+            self.ready.remove(place);
+        }
+        if let Some(tail) = self.tails.get_mut(&key) {
+            tail.queued = false;
+        }
+        self.show(key);
+    }
+    /// False: nothing more for now.
+    fn go_on(&mut self, key: Key, room: usize, into: &mut Vec<Chunk>, now: Duration) -> bool {
+        let Some(tail) = self.tails.get(&key) else { return false };
+        if let Some(before) = tail.after
+            && self.tails.get(&before).is_some_and(|before| before.queued)
+        {
+            return true;
+        }
+        if tail.file.is_none() && !self.open(key, now) {
+            return false;
+        }
+        let Some(tail) = self.tails.get_mut(&key) else { return false };
+        tail.after = None;
+        let step = tail.step(&self.options.rules, &mut self.pool, room);
+        if step.is_ok() {
+            self.is_well_again(key);
+        }
+        let Some(tail) = self.tails.get_mut(&key) else { return false };
+        match step {
+            Ok(Step::Read(events, counts, at)) => {
+                let mark = Mark {
+                    source: tail.id,
+                    progress: at,
+                };
+                into.push(Chunk {
+                    events,
+                    origin: tail.origin.clone(),
+                    offset: tail.at.offset,
+                    read_at: self.context.clock.wall(),
+                    mark: self.context.journal.is_some().then_some(mark),
+                });
+                tail.hand_over(at); // nothing that could fail stands between the two
+                counts.tell(&*self.context.tally);
+                self.was_read(key, now);
+                true
+            }
+            Ok(Step::Busy(counts)) => {
+                counts.tell(&*self.context.tally);
+                true
+            }
+            Ok(Step::Replaced) => {
+                self.replaced(key);
+                true
+            }
+            Ok(Step::End) => self.at_end(key),
+            Err(error) => {
+                self.trouble(key, format!("could not read: {error}"), now);
+                false
+            }
+        }
+    }
+    /// All whole lines of it are read. True if the last, unfinished one is to be read, too.
+    fn at_end(&mut self, key: Key) -> bool {
+        let Some(tail) = self.tails.get_mut(&key) else { return false };
+        let flushed = std::mem::take(&mut tail.flush);
+        if tail.gone.is_some() {
+            if flushed {
+                self.finish(key);
+            } else if self.context.once {
+                tail.flush = true;
+                return true;
+            }
+        }
+        false
+    }
+}
+
+impl Input for Files {
+    fn read(&mut self, want: Want, into: &mut Vec<Chunk>) -> Result<Next, InputError> {
+        let clock = self.context.clock.clone();
+        let began = clock.steady();
+        let before = into.len();
+        let mut room = want.bytes;
+        loop {
+            let now = clock.steady();
+            self.tend(now);
+            while into.len() - before < want.chunks
+                && (room > 0 || into.len() == before)
+                && clock.steady().saturating_sub(began) < SLICE
+                && let Some(key) = self.ready.pop_front()
+            {
+                let had = into.len();
+                self.turn(key, room, into, now);
+                let size: usize = into[had..].iter().map(|chunk| chunk.events.size()).sum();
+                room = room.saturating_sub(size);
+            }
+            let due = self.next_poll.min(self.next_scan).saturating_sub(now);
+            if !self.ready.is_empty() || into.len() > before && due.is_zero() {
+                return Ok(Next::More);
+            }
+            if due.is_zero() {
+                continue; // what was read calls for another look at the directories
+            }
+            if self.context.once {
+                return Ok(if into.len() == before { Next::Ended } else { Next::More });
+            }
+            if into.len() == before {
+                self.pool.rest();
+            }
+            return Ok(Next::Idle(due));
+        }
+    }
+    fn rewinds(&self) -> bool {
+        true
+    }
+    fn settled(&mut self) {
+        let now = self.context.clock.steady();
+        self.show_acknowledged();
+        self.tend_leaving(now);
+    }
+}

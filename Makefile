@@ -1,0 +1,48 @@
+# `make` alone shows the menu.
+CARGO ?= cargo
+DENY := target/tools/bin/cargo-deny
+
+.DEFAULT_GOAL := help
+.PHONY: help setup build release check test demo bench soak doc clean
+
+help: ## This menu
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## Make a fresh clone ready: what is missing, cargo-deny, servers for bench; again is quick
+	@scripts/setup.sh
+
+build: ## Build for development: target/debug/agent
+	$(CARGO) build --locked
+
+release: ## Build for use: target/release/agent, with optimisation: some minutes
+	$(CARGO) build --locked --release
+
+check: ## Form, clippy (also with failpoints), licenses and bans of dependencies
+	@scripts/setup.sh tools
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+	$(CARGO) clippy --locked --all-targets --features failpoints -- -D warnings
+	$(DENY) --log-level error --all-features --locked check bans licenses sources
+
+test: ## All tests, then all again with failpoints (one at a time: a failpoint counts for the whole process)
+	$(CARGO) test --locked
+	$(CARGO) test --locked --features failpoints -- --test-threads=1
+
+demo: ## The agent on this machine's own logs, for a few seconds
+	@scripts/demo.sh
+
+bench: release ## The parts (criterion), then the whole beside this machine's limits and rsyslog: ARGS='--runs 3'
+	$(CARGO) bench --locked
+	@scripts/setup.sh servers
+	benches/side_by_side/bench.py target/release/agent \
+		$$(test -e target/servers/packages && echo --rsyslog '$(CURDIR)/target/servers') $(ARGS)
+
+soak: ## Tests again and again, with many more cases: MINUTES=10 CASES=5000
+	@scripts/soak.sh
+
+doc: ## The crate's own documentation: target/doc/luffly_agent/index.html
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --lib --document-private-items
+
+clean: ## Remove what was built; the tools in target/tools stay
+	$(CARGO) clean --profile dev
+	$(CARGO) clean --profile release

@@ -1,0 +1,78 @@
+#!/usr/bin/env bash
+# Makes a fresh clone ready. Safe to repeat; says little when all is there. Nothing is installed outside target/, nothing is started.
+#   setup.sh           all of it
+#   setup.sh tools     what `make build`, `make test` and `make check` need
+#   setup.sh servers   what only `make bench` uses beside it: rsyslog as a peer, socat
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+DENY=0.20.2
+SERVERS=(rsyslog libestr0 libfastjson4 liblognorm5 socat libwrap0)
+
+say() { printf 'setup: %s\n' "$*"; }
+missing=0
+need() { # command, and what brings it
+    command -v "$1" >/dev/null && return
+    missing=1
+    say "missing: $1. $2"
+}
+
+check_system() {
+    if [ "$(uname -s)" != Linux ]; then
+        say "this is $(uname -s); the agent is built for Linux only so far (src/os says what another system has to offer)"
+        exit 1
+    fi
+    need cc "Debian, Ubuntu: sudo apt-get install build-essential. Elsewhere: a C compiler and its headers"
+    need make "Debian, Ubuntu: sudo apt-get install build-essential. Elsewhere: GNU make"
+    need git "Debian, Ubuntu: sudo apt-get install git. Elsewhere: git"
+    need cargo "Everywhere: install rustup (https://rustup.rs), then: rustup toolchain install stable --component clippy,rustfmt"
+    [ "$missing" = 0 ] || exit 1
+    local wanted found
+    wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
+    found=$(rustc --version | cut -d' ' -f2)
+    if [ "$(printf '%s\n' "$wanted" "$found" | sort -V | head -n 1)" != "$wanted" ]; then
+        say "rustc $found is too old, accepted: $wanted or later. With rustup: rustup update stable"
+        exit 1
+    fi
+    for part in fmt clippy; do
+        cargo "$part" --version >/dev/null 2>&1 || {
+            say "missing: cargo $part. With rustup: rustup component add rustfmt clippy"
+            exit 1
+        }
+    done
+}
+
+install_deny() {
+    local bin=target/tools/bin/cargo-deny
+    [ "$("$bin" --version 2>/dev/null)" != "cargo-deny $DENY" ] || return 0
+    say "building cargo-deny $DENY into target/tools, once: about two minutes"
+    cargo install --quiet --locked --root target/tools --target-dir target/tools/build cargo-deny --version "$DENY"
+    rm -rf target/tools/build
+}
+
+# Debian's own packages, unpacked: no root, no service.
+fetch_servers() {
+    local dir=target/servers
+    [ "$(cat $dir/packages 2>/dev/null)" != "${SERVERS[*]}" ] || return 0
+    if ! command -v apt-get >/dev/null || ! command -v dpkg >/dev/null; then
+        say "no apt-get here, so no rsyslog and socat in $dir: \`make bench\` uses those on the PATH, or leaves them out"
+        return 0
+    fi
+    rm -rf $dir && mkdir -p $dir/debs
+    if ! (cd $dir/debs && apt-get download -q "${SERVERS[@]}") >$dir/log 2>&1; then
+        say "could not download ${SERVERS[*]}, see $dir/log (\`sudo apt-get update\` may help); only \`make bench\` uses them"
+        return 0
+    fi
+    for deb in $dir/debs/*.deb; do dpkg -x "$deb" $dir; done
+    rm -r $dir/debs
+    echo "${SERVERS[*]}" >$dir/packages
+    say "unpacked into $dir: ${SERVERS[*]} (run with LD_LIBRARY_PATH=$(echo $dir/usr/lib/*-linux-gnu))"
+}
+
+check_system
+case ${1:-all} in
+    all) install_deny && fetch_servers ;;
+    tools) install_deny ;;
+    servers) fetch_servers ;;
+    *) say "found \`$1\`, accepted: tools, servers, or nothing for both" && exit 64 ;;
+esac

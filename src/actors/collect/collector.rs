@@ -1,0 +1,623 @@
+//! Mounts an Input: reads batches, numbers them, sends them on, and keeps each until everyone who had to has settled it.
+//! Hears: Fate, AwaitEnd, Drain, ObserveCollector. Says: Ship → FilterStage, SyncNow → Sinks.
+//! Bound: the window (`WINDOW` batches, and its Share of the memory). Waits: for the input, on a blocking thread; for room.
+use std::{
+    collections::VecDeque,
+    panic::AssertUnwindSafe,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use actix::prelude::*;
+use futures_util::{future::join_all, stream};
+use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
+
+use crate::{
+    actors::{
+        collect::{memory::Share, meter::PipelineMeter, rate::Rate},
+        kit::{Errand, Later, Port, Restarts, Room, SharedPulse, Weight, errand::guarded, supervise::Falls},
+    },
+    checkpoint::{Journal, SharedJournal},
+    clock::SharedClock,
+    messages::{
+        collect::{AwaitEnd, CollectorView, ObserveCollector, Ship, SyncNow},
+        control::Drain,
+        receipt::{Fate, Receipt},
+    },
+    model::{Batch, Chunk, Lane, Outcome},
+    plugins::inputs::{Input, InputError, Next, Want},
+};
+
+/// Batches that may be under way: 8 keep all stages busy (measured), twice that hides the joined writes of a sink.
+const WINDOW: usize = 16;
+/// So many chunks in one call of `read`: it shares the cost of the hand-over to the blocking thread.
+const CHUNKS_A_READ: usize = 4;
+const CHUNK: u64 = 256 * 1024;
+const CHECKPOINT_EVERY: Duration = Duration::from_millis(50);
+const SYNC_EVERY: Duration = Duration::from_secs(1);
+/// A sink that cannot sync holds only the synced watermark back.
+const SYNC_LIMIT: Duration = Duration::from_secs(10);
+const LAST_SYNC_LIMIT: Duration = Duration::from_secs(2);
+const INPUT_RETRY: Restarts = Restarts {
+    first: Duration::from_millis(100),
+    most: Duration::from_secs(5),
+    healthy_after: Duration::from_secs(1),
+};
+
+pub struct CollectorParts {
+    pub input: Box<dyn Input>,
+    pub next: Port<Ship>,
+    /// Those that block or spill: a checkpoint waits for them.
+    pub sinks: Vec<Recipient<SyncNow>>,
+    pub outputs: u32,
+    pub journal: Option<SharedJournal>,
+    pub share: Share,
+    pub max_rate: Option<u64>,
+    pub meter: PipelineMeter,
+    pub pulse: SharedPulse,
+    pub clock: SharedClock,
+    pub log: slog::Logger,
+}
+
+pub struct Collector {
+    parts: Parts,
+    // Survives a fall: changed in single steps, after all that can fail.
+    lane: Lane,
+    input: Option<Box<dyn Input>>, // away while it reads
+    reading: Option<Errand<ReadDone>>,
+    window: VecDeque<Slot>, // batches low .. low + len
+    low: u64,
+    share: Share,
+    rate: Option<Rate>,
+    ended: bool,
+    draining: bool,
+    drained: bool,
+    attempt: u32,
+    went_back_at: Option<(u64, u32)>, // the low at which it went back last, and how often in a row
+    falls: Falls,
+    errors_in_a_row: u32,
+    error: Option<String>,
+    checkpoint_error: Option<String>,
+    unwritten: bool, // settled marks that the journal's file does not have yet
+    unsynced: bool,
+    tell_settled: bool,
+    // Made anew in each life.
+    tell: Option<UnboundedSender<Fate>>,
+    to_send: u64,
+    sending: bool,
+    watching: bool, // the read under way
+    resting: bool,  // until a timer wakes it
+    checkpointing: bool,
+    syncing: bool,
+    concluding: bool,
+    await_end: Later<()>,
+    await_drain: Later<()>,
+}
+struct Parts {
+    next: Port<Ship>,
+    sinks: Vec<Recipient<SyncNow>>,
+    outputs: u32,
+    journal: Option<SharedJournal>,
+    meter: PipelineMeter,
+    pulse: SharedPulse,
+    clock: SharedClock,
+    log: slog::Logger,
+    rewinds: bool,
+}
+struct Slot {
+    chunk: Chunk,
+    outcome: Arc<Outcome>,
+    settled: bool,
+}
+struct ReadDone {
+    input: Box<dyn Input>,
+    chunks: Vec<Chunk>,
+    claimed: u64,
+    /// The outer error is a panic.
+    result: Result<Result<Next, InputError>, String>,
+}
+
+impl Collector {
+    pub fn new(parts: CollectorParts) -> Self {
+        let CollectorParts {
+            input,
+            next,
+            sinks,
+            outputs,
+            journal,
+            share,
+            max_rate,
+            meter,
+            pulse,
+            clock,
+            log,
+        } = parts;
+        Self {
+            lane: Lane::fresh(),
+            rate: max_rate.map(|rate| Rate::new(rate, clock.steady())),
+            parts: Parts {
+                rewinds: input.rewinds(),
+                next,
+                sinks,
+                outputs,
+                journal,
+                meter,
+                pulse,
+                clock,
+                log,
+            },
+            input: Some(input),
+            reading: None,
+            window: VecDeque::with_capacity(WINDOW),
+            low: 0,
+            share,
+            ended: false,
+            draining: false,
+            drained: false,
+            attempt: 0,
+            went_back_at: None,
+            falls: Falls::new(Restarts::DATA),
+            errors_in_a_row: 0,
+            error: None,
+            checkpoint_error: None,
+            unwritten: false,
+            unsynced: false,
+            tell_settled: false,
+            tell: None,
+            to_send: 0,
+            sending: false,
+            watching: false,
+            resting: false,
+            checkpointing: false,
+            syncing: false,
+            concluding: false,
+            await_end: Later::default(),
+            await_drain: Later::default(),
+        }
+    }
+}
+
+impl Actor for Collector {
+    type Context = Context<Self>;
+    fn started(&mut self, ctx: &mut Self::Context) {
+        let (tell, mut fates) = unbounded_channel(); // as many as there are batches in the window
+        self.tell = Some(tell);
+        ctx.add_stream(stream::poll_fn(move |cx| fates.poll_recv(cx)));
+        (self.sending, self.watching, self.resting) = (false, false, false);
+        (self.checkpointing, self.syncing, self.concluding) = (false, false, false);
+        (self.await_end, self.await_drain) = (Later::default(), Later::default()); // who asked hears that nobody answers, and asks again
+        (self.unwritten, self.unsynced) = (true, true); // a checkpoint under way fell with the last life
+        self.go_back();
+        self.pump(ctx);
+        self.checkpoint_later(ctx);
+        self.sync_later(ctx);
+    }
+}
+impl Supervised for Collector {}
+
+impl StreamHandler<Fate> for Collector {
+    fn handle(&mut self, fate: Fate, ctx: &mut Self::Context) {
+        if fate.seq >= self.low {
+            if fate.settled {
+                self.settle(fate.seq);
+            } else if fate.attempt == self.attempt {
+                let wait = self.go_back();
+                if !wait.is_zero() && !self.sending {
+                    self.sending = true;
+                    ctx.run_later(wait, |me, ctx| {
+                        me.sending = false;
+                        me.pump(ctx);
+                    });
+                }
+            }
+        }
+        fail::fail_point!("collector-settle");
+        self.checkpoint_later(ctx);
+        self.sync_later(ctx);
+        self.pump(ctx);
+    }
+    fn finished(&mut self, _: &mut Self::Context) {} // never: `tell` is a field
+}
+
+impl Handler<AwaitEnd> for Collector {
+    type Result = ResponseFuture<()>;
+    fn handle(&mut self, _: AwaitEnd, ctx: &mut Self::Context) -> Self::Result {
+        let answer = self.await_end.ask();
+        self.pump(ctx);
+        answer
+    }
+}
+impl Handler<Drain> for Collector {
+    type Result = ResponseFuture<()>;
+    fn handle(&mut self, _: Drain, ctx: &mut Self::Context) -> Self::Result {
+        self.draining = true;
+        let answer = self.await_drain.ask();
+        self.pump(ctx);
+        answer
+    }
+}
+impl Handler<ObserveCollector> for Collector {
+    type Result = MessageResult<ObserveCollector>;
+    fn handle(&mut self, _: ObserveCollector, _: &mut Self::Context) -> Self::Result {
+        let mut view = CollectorView {
+            ended: self.ended && self.window.is_empty(),
+            waiting: vec![0; self.parts.outputs as usize],
+            error: self.error.clone(),
+            checkpoint_error: self.checkpoint_error.clone(),
+            rewinds: self.parts.rewinds,
+            ..CollectorView::default()
+        };
+        for slot in &self.window {
+            let events = slot.outcome.filtered.get().unwrap_or(&slot.chunk.events).len() as u64;
+            view.unsettled += if slot.settled { 0 } else { events };
+            for (output, waiting) in view.waiting.iter_mut().enumerate() {
+                *waiting += if slot.outcome.is_accounted(output as u32) {
+                    0
+                } else {
+                    events
+                };
+            }
+        }
+        MessageResult(view)
+    }
+}
+
+// ---- reading and sending
+impl Collector {
+    fn end(&self) -> u64 {
+        self.low + self.window.len() as u64
+    }
+
+    fn pump(&mut self, ctx: &mut Context<Self>) {
+        self.read_on(ctx);
+        self.send_on(ctx);
+        if self.window.is_empty() && self.reading.is_none() {
+            if self.ended {
+                self.await_end.tell(());
+            }
+            if self.draining {
+                self.conclude(ctx);
+            }
+        }
+    }
+
+    fn read_on(&mut self, ctx: &mut Context<Self>) {
+        if let Some(reading) = &self.reading {
+            if !std::mem::replace(&mut self.watching, true) {
+                ctx.spawn(reading.done().into_actor(self).map(|(), me, ctx| me.finish_read(ctx)));
+            }
+            return;
+        }
+        if self.draining || self.ended || self.resting || self.window.len() >= WINDOW {
+            return;
+        }
+        fail::fail_point!("collector-read");
+        let mut most = CHUNK * CHUNKS_A_READ as u64;
+        if let Some(rate) = &mut self.rate {
+            match rate.allow(self.parts.clock.steady()) {
+                Ok(allowed) => most = most.min(allowed),
+                Err(wait) => return self.rest(wait, ctx),
+            }
+        }
+        let mut claimed = self.share.claim(most);
+        if claimed < most.min(CHUNK) && !self.window.is_empty() {
+            self.share.give_back(claimed);
+            return; // what is settled makes room, and pumps
+        }
+        if claimed < most.min(CHUNK) {
+            let missing = most.min(CHUNK) - claimed; // at least one batch, else nothing would ever move
+            self.share.exceed(missing);
+            claimed += missing;
+        }
+        let Some(mut input) = self.input.take() else { return };
+        let want = Want {
+            chunks: CHUNKS_A_READ.min(WINDOW - self.window.len()),
+            bytes: claimed as usize,
+        };
+        let tell_settled = std::mem::take(&mut self.tell_settled);
+        self.reading = Some(Errand::start(move || {
+            let mut chunks = Vec::with_capacity(want.chunks);
+            let result = guarded(&mut input, |input| {
+                if tell_settled {
+                    input.settled();
+                }
+                input.read(want, &mut chunks)
+            });
+            ReadDone {
+                input,
+                chunks,
+                claimed,
+                result,
+            }
+        }));
+        self.read_on(ctx);
+    }
+
+    fn finish_read(&mut self, ctx: &mut Context<Self>) {
+        self.watching = false;
+        fail::fail_point!("collector-read");
+        let Some(ReadDone {
+            input,
+            chunks,
+            claimed,
+            result,
+        }) = self.reading.take().and_then(Errand::take)
+        else {
+            self.error = Some("the input was lost with its thread".into());
+            return;
+        };
+        self.input = Some(input);
+        let mut bytes = 0;
+        for chunk in chunks {
+            bytes += chunk.events.buffer().len() as u64;
+            self.parts.meter.events_in.inc_by(chunk.events.len() as u64);
+            self.parts.meter.bytes_in.inc_by(chunk.events.size() as u64);
+            self.window.push_back(Slot {
+                chunk,
+                outcome: Arc::default(),
+                settled: false,
+            });
+        }
+        if bytes > claimed {
+            self.share.exceed(bytes - claimed);
+        } else {
+            self.share.give_back(claimed - bytes);
+        }
+        if let Some(rate) = &mut self.rate {
+            rate.took(bytes);
+        }
+        match result {
+            Ok(Ok(next)) => {
+                self.falls.over(&self.parts.pulse);
+                if self.error.take().is_some() {
+                    slog::info!(self.parts.log, "input can be read again");
+                }
+                self.errors_in_a_row = 0;
+                match next {
+                    Next::More => {}
+                    Next::Idle(wait) => self.rest(wait, ctx),
+                    Next::Ended => self.ended = true,
+                }
+            }
+            Ok(Err(InputError(error))) => {
+                self.errors_in_a_row += 1;
+                let wait = INPUT_RETRY.delay(self.errors_in_a_row);
+                slog::warn!(self.parts.log, "input cannot be read, trying again"; "error" => &error,
+                    "attempt" => self.errors_in_a_row, "next_in" => ?wait);
+                self.error = Some(error);
+                self.rest(wait, ctx);
+            }
+            Err(panic) => {
+                let wait = self.falls.another(&panic, &self.parts.pulse);
+                slog::warn!(self.parts.log, "input panicked, reading on from where it was"; "cause" => panic, "next_in" => ?wait);
+                self.rest(wait, ctx);
+            }
+        }
+        self.pump(ctx);
+    }
+    fn rest(&mut self, wait: Duration, ctx: &mut Context<Self>) {
+        self.resting = true;
+        ctx.run_later(wait, |me, ctx| {
+            me.resting = false;
+            me.pump(ctx);
+        });
+    }
+
+    /// One batch after the other: room, hand over, and only then the next. A second pump would break the order.
+    fn send_on(&mut self, ctx: &mut Context<Self>) {
+        while !self.sending && self.to_send < self.end() {
+            let events = &self.window[(self.to_send - self.low) as usize].chunk.events;
+            let weight = Weight::of(events.len(), events.size());
+            if let Some(room) = self.parts.next.try_reserve(weight) {
+                if !self.hand_over(room) {
+                    return;
+                }
+                continue;
+            }
+            self.sending = true;
+            let port = self.parts.next.clone();
+            ctx.spawn(
+                async move { port.reserve(weight).await }
+                    .into_actor(self)
+                    .map(|room, me, ctx| {
+                        me.sending = false;
+                        // Meanwhile it may have gone back, or ahead: what that room was for need not be next.
+                        if me.to_send < me.end() && !me.hand_over(room) {
+                            return;
+                        }
+                        me.pump(ctx);
+                    }),
+            );
+        }
+    }
+    /// False: the next stage is gone. The receipt says "again", and the wait grows.
+    fn hand_over(&mut self, room: Room<Ship>) -> bool {
+        fail::fail_point!("collector-send");
+        let Some(tell) = self.tell.clone() else { return false };
+        let seq = self.to_send;
+        let Slot { chunk, outcome, .. } = &self.window[(seq - self.low) as usize];
+        let Chunk {
+            events,
+            origin,
+            offset,
+            read_at,
+            ..
+        } = chunk.clone();
+        let batch = Batch {
+            lane: self.lane,
+            seq,
+            low: self.low,
+            events,
+            origin,
+            offset,
+            read_at,
+            outcome: outcome.clone(),
+        };
+        let receipt = Some(Receipt::new(seq, self.attempt, tell));
+        let sent = room.send(Ship { batch, receipt }).is_ok();
+        if sent {
+            self.to_send += 1;
+        }
+        sent
+    }
+
+    /// Begins again at the first batch that is not settled. Without progress since the last time, it waits before.
+    fn go_back(&mut self) -> Duration {
+        self.attempt += 1;
+        self.parts.meter.resent.inc_by(self.to_send.saturating_sub(self.low));
+        self.to_send = self.low;
+        let times = match self.went_back_at {
+            Some((low, times)) if low == self.low => times + 1,
+            _ => 0,
+        };
+        self.went_back_at = Some((self.low, times));
+        if times == 0 {
+            Duration::ZERO
+        } else {
+            Duration::from_millis(1 << times.min(10))
+        }
+    }
+
+    fn settle(&mut self, seq: u64) {
+        self.parts.pulse.progressed();
+        self.window[(seq - self.low) as usize].settled = true;
+        let mut marks = vec![];
+        while self.window.front().is_some_and(|slot| slot.settled)
+            && let Some(slot) = self.window.pop_front()
+        {
+            self.low += 1;
+            self.share.give_back(slot.chunk.events.buffer().len() as u64);
+            marks.extend(slot.chunk.mark);
+        }
+        self.to_send = self.to_send.max(self.low);
+        if let Some(journal) = &self.parts.journal
+            && !marks.is_empty()
+        {
+            lock(journal).settle(&marks);
+            (self.unwritten, self.unsynced) = (true, true);
+        }
+    }
+}
+
+// ---- checkpoints
+fn lock(journal: &Mutex<Journal>) -> std::sync::MutexGuard<'_, Journal> {
+    journal.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+type Checkpointed = Result<(), String>;
+/// On a thread that may wait for the disk; a panic (a failpoint) is an error like others.
+async fn on_disk(
+    journal: SharedJournal,
+    work: impl FnOnce(&mut Journal) -> std::io::Result<()> + Send + 'static,
+) -> Checkpointed {
+    let work = move || std::panic::catch_unwind(AssertUnwindSafe(|| work(&mut lock(&journal))));
+    match actix_rt::task::spawn_blocking(work).await {
+        Ok(Ok(result)) => result.map_err(|error| format!("could not write checkpoint: {error}")),
+        Ok(Err(_)) | Err(_) => Err("could not write checkpoint: its write panicked".into()),
+    }
+}
+
+impl Collector {
+    fn checkpointed(&mut self, result: Checkpointed) -> bool {
+        match result {
+            Ok(()) => {
+                if self.checkpoint_error.take().is_some() {
+                    slog::info!(self.parts.log, "checkpoints can be written again");
+                }
+                true
+            }
+            Err(error) => {
+                self.parts.meter.checkpoint_errors.inc();
+                if self.checkpoint_error.is_none() {
+                    slog::error!(self.parts.log, "checkpoint failed, collecting on; a restart would repeat"; "error" => &error);
+                }
+                self.checkpoint_error = Some(error);
+                false
+            }
+        }
+    }
+    fn checkpoint_later(&mut self, ctx: &mut Context<Self>) {
+        if !self.unwritten || self.checkpointing {
+            return;
+        }
+        let Some(journal) = self.parts.journal.clone() else {
+            return;
+        };
+        self.checkpointing = true;
+        // After an error once a second, so as not to hammer a full disk.
+        let wait = if self.checkpoint_error.is_some() {
+            SYNC_EVERY
+        } else {
+            CHECKPOINT_EVERY
+        };
+        ctx.run_later(wait, move |me, ctx| {
+            me.unwritten = false;
+            ctx.spawn(on_disk(journal, Journal::write).into_actor(me).map(|result, me, ctx| {
+                me.checkpointing = false;
+                me.unwritten |= !me.checkpointed(result);
+                me.tell_settled = true;
+                me.checkpoint_later(ctx);
+            }));
+        });
+    }
+    fn sync_later(&mut self, ctx: &mut Context<Self>) {
+        if !self.unsynced || self.syncing || self.parts.journal.is_none() {
+            return;
+        }
+        self.syncing = true;
+        ctx.run_later(SYNC_EVERY, |me, ctx| {
+            me.unsynced = false;
+            ctx.spawn(me.sync(SYNC_LIMIT).into_actor(me).map(|done, me, ctx| {
+                me.syncing = false;
+                me.unsynced |= match done {
+                    Some(result) => !me.checkpointed(result),
+                    None => true,
+                };
+                me.sync_later(ctx);
+            }));
+        });
+    }
+    /// First the outputs, then the journal. None: an output could not; the synced watermark stays where it was.
+    fn sync(&self, limit: Duration) -> impl Future<Output = Option<Checkpointed>> + use<> {
+        let sinks = self.parts.sinks.clone();
+        let journal = self.parts.journal.clone();
+        let until = journal.as_ref().map(|journal| lock(journal).before_sync());
+        async move {
+            let asked = join_all(sinks.iter().map(|sink| tokio::time::timeout(limit, sink.send(SyncNow)))).await;
+            if !asked.iter().all(|answer| matches!(answer, Ok(Ok(Ok(()))))) {
+                return None;
+            }
+            match (journal, until) {
+                (Some(journal), Some(until)) => Some(on_disk(journal, move |journal| journal.sync(&until)).await),
+                _ => Some(Ok(())),
+            }
+        }
+    }
+    /// Nothing is left: one last checkpoint, then the answer.
+    fn conclude(&mut self, ctx: &mut Context<Self>) {
+        if self.drained {
+            self.await_drain.tell(());
+            return;
+        }
+        if std::mem::replace(&mut self.concluding, true) {
+            return;
+        }
+        let (journal, sync) = (self.parts.journal.clone(), self.sync(LAST_SYNC_LIMIT));
+        let last = async move {
+            let written = match journal {
+                Some(journal) => on_disk(journal, Journal::write).await,
+                None => Ok(()),
+            };
+            (written, sync.await)
+        };
+        ctx.spawn(last.into_actor(self).map(|(written, synced), me, ctx| {
+            me.concluding = false;
+            me.checkpointed(written);
+            if let Some(result) = synced {
+                me.checkpointed(result);
+            }
+            me.drained = true;
+            me.parts.pulse.drained();
+            me.conclude(ctx);
+        }));
+    }
+}

@@ -1,0 +1,588 @@
+//! Mounts an Output: writes batches in the order of their lane, settles what is delivered, tries again for ever what is not.
+//! Hears: Ship, SyncNow, Hurry, Reopen, AwaitClosed, Drain, ObserveSink. Bound: its Port's room; an output that drops lets go of the
+//! room on entry and bounds its own queue. Waits: for the far side, on a blocking thread.
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+
+use actix::prelude::*;
+
+use crate::{
+    actors::{
+        collect::meter::OutputMeter,
+        kit::{
+            Carried, Errand, Later, Restarts, SharedPulse, Weight, errand::guarded, port::Permits, supervise::Falls,
+        },
+    },
+    clock::SharedClock,
+    deadletter::{DeadLetter, Letter},
+    messages::{
+        collect::{AwaitClosed, Hurry, ObserveSink, Ship, SinkView, SyncNow},
+        control::{Drain, Reopen},
+        receipt::Receipt,
+    },
+    model::{Batch, Lane},
+    plugins::outputs::{Output, OutputError, Written},
+    retry::{Backoff, Breaker, BreakerState},
+    settings::WhenFull,
+};
+
+/// What waits is joined into one write, up to so much: more is not faster and would be repeated whole after a failure.
+const JOIN_BYTES: usize = 1024 * 1024;
+const JOIN_BATCHES: usize = 64;
+/// A batch over which the plugin panics so often in a row goes to the dead letter.
+const PANICS: u32 = 3;
+/// After a stop has begun nothing waits longer than this.
+const HURRIED: Duration = Duration::from_millis(200);
+
+pub struct SinkParts {
+    /// Its place among the pipeline's outputs.
+    pub number: u32,
+    pub output: Box<dyn Output>,
+    pub when_full: WhenFull,
+    pub degrade: WhenFull,
+    /// Bounds the queue of an output that drops.
+    pub most: Weight,
+    pub backoff: Backoff,
+    pub meter: OutputMeter,
+    pub pipeline: Arc<str>,
+    pub label: Arc<str>,
+    pub letters: Arc<DeadLetter>,
+    pub pulse: SharedPulse,
+    pub clock: SharedClock,
+    pub log: slog::Logger,
+}
+
+pub struct Sink {
+    parts: Parts,
+    // Survives a fall.
+    output: Option<Box<dyn Output>>, // away while it works
+    errand: Option<Errand<Done>>,
+    lanes: HashMap<Lane, u64>, // the next seq of each
+    queue: VecDeque<Waiting>,
+    queued: (usize, usize), // events and bytes in it
+    in_flight: usize,       // batches, from the front, that are being written
+    breaker: Breaker,
+    backoff: Backoff,
+    falls: Falls,
+    panics: u32, // in a row, over the same front
+    error: Option<String>,
+    condemned: Option<(String, &'static str)>, // the front goes to the dead letter: what was said, and the reason
+    closed: Option<String>,
+    hurried: bool,
+    reopen: bool,
+    draining: bool,
+    drained: bool,
+    // Made anew in each life.
+    watching: bool,
+    resting: Option<SpawnHandle>,
+    await_sync: Later<Result<(), String>>,
+    await_closed: Later<String>,
+    await_drain: Later<()>,
+}
+struct Parts {
+    number: u32,
+    when_full: WhenFull,
+    degrade: WhenFull,
+    most: Weight,
+    meter: OutputMeter,
+    pipeline: Arc<str>,
+    label: Arc<str>,
+    letters: Arc<DeadLetter>,
+    pulse: SharedPulse,
+    clock: SharedClock,
+    log: slog::Logger,
+}
+struct Waiting {
+    batch: Batch,
+    /// None for an output that drops, or for one that has begun to.
+    receipts: Vec<Receipt>,
+    /// The outcome's bit is set already: the batch counts as waiting here until it is delivered or dropped.
+    entered: bool,
+    _room: Option<Permits>,
+}
+enum Done {
+    /// The outer error is a panic.
+    Wrote(Box<dyn Output>, Result<Written, String>),
+    Closed(Box<dyn Output>, Result<(), String>),
+    Buried(Result<(), String>),
+}
+
+impl Sink {
+    pub fn new(parts: SinkParts) -> Self {
+        let SinkParts {
+            number,
+            output,
+            when_full,
+            degrade,
+            most,
+            backoff,
+            meter,
+            pipeline,
+            label,
+            letters,
+            pulse,
+            clock,
+            log,
+        } = parts;
+        Self {
+            parts: Parts {
+                number,
+                when_full,
+                degrade,
+                most,
+                meter,
+                pipeline,
+                label,
+                letters,
+                pulse,
+                clock,
+                log,
+            },
+            output: Some(output),
+            errand: None,
+            lanes: HashMap::new(),
+            queue: VecDeque::new(),
+            queued: (0, 0),
+            in_flight: 0,
+            breaker: Breaker::default(),
+            backoff,
+            falls: Falls::new(Restarts::DATA),
+            panics: 0,
+            error: None,
+            condemned: None,
+            closed: None,
+            hurried: false,
+            reopen: false,
+            draining: false,
+            drained: false,
+            watching: false,
+            resting: None,
+            await_sync: Later::default(),
+            await_closed: Later::default(),
+            await_drain: Later::default(),
+        }
+    }
+}
+impl Actor for Sink {
+    type Context = Context<Self>;
+    fn started(&mut self, ctx: &mut Self::Context) {
+        (self.watching, self.resting) = (false, None);
+        // Who asked asks again.
+        (self.await_sync, self.await_closed, self.await_drain) = (Later::default(), Later::default(), Later::default());
+        self.pump(ctx);
+    }
+}
+impl Supervised for Sink {}
+
+impl Handler<Carried<Ship>> for Sink {
+    type Result = ();
+    fn handle(
+        &mut self,
+        Carried {
+            msg: Ship { batch, receipt },
+            room,
+        }: Carried<Ship>,
+        ctx: &mut Self::Context,
+    ) {
+        fail::fail_point!("sink-hear"); // a message lost: its receipt says "again"
+        let (lane, seq) = (batch.lane, batch.seq);
+        let next = self.lanes.entry(lane).or_insert(batch.low);
+        *next = batch.low.max(*next);
+        if seq < *next {
+            match self
+                .queue
+                .iter_mut()
+                .find(|w| (w.batch.lane, w.batch.seq) == (lane, seq))
+            {
+                Some(waiting) => waiting.receipts.extend(receipt),
+                None => receipt.into_iter().for_each(Receipt::settle),
+            }
+            return;
+        }
+        let waiting = match receipt {
+            Some(_) if seq > *next => return, // out of turn: its receipt says "again"
+            Some(receipt) => Waiting {
+                batch,
+                receipts: vec![receipt],
+                entered: false,
+                _room: Some(room),
+            },
+            None => Waiting {
+                batch,
+                receipts: vec![],
+                entered: true,
+                _room: None,
+            }, // and the room is free again
+        };
+        self.queued.0 += waiting.batch.events.len();
+        self.queued.1 += waiting.batch.events.buffer().len();
+        self.queue.push_back(waiting);
+        *next = seq + 1;
+        self.bound();
+        self.pump(ctx);
+    }
+}
+impl Handler<SyncNow> for Sink {
+    type Result = ResponseFuture<Result<(), String>>;
+    fn handle(&mut self, _: SyncNow, ctx: &mut Self::Context) -> Self::Result {
+        let answer = self.await_sync.ask();
+        self.pump(ctx);
+        answer
+    }
+}
+impl Handler<Hurry> for Sink {
+    type Result = ();
+    fn handle(&mut self, _: Hurry, ctx: &mut Self::Context) {
+        self.hurried = true;
+        if let Some(timer) = self.resting.take() {
+            ctx.cancel_future(timer);
+        }
+        self.pump(ctx);
+    }
+}
+impl Handler<Reopen> for Sink {
+    type Result = ();
+    fn handle(&mut self, _: Reopen, ctx: &mut Self::Context) {
+        self.reopen = true;
+        if let Some(timer) = self.resting.take() {
+            ctx.cancel_future(timer); // whoever mended the target wants to see it at once
+        }
+        self.pump(ctx);
+    }
+}
+impl Handler<AwaitClosed> for Sink {
+    type Result = ResponseFuture<String>;
+    fn handle(&mut self, _: AwaitClosed, _: &mut Self::Context) -> Self::Result {
+        let answer = self.await_closed.ask();
+        self.tell_closed();
+        answer
+    }
+}
+impl Handler<Drain> for Sink {
+    type Result = ResponseFuture<()>;
+    fn handle(&mut self, _: Drain, ctx: &mut Self::Context) -> Self::Result {
+        self.draining = true;
+        let answer = self.await_drain.ask();
+        self.pump(ctx);
+        answer
+    }
+}
+impl Handler<ObserveSink> for Sink {
+    type Result = MessageResult<ObserveSink>;
+    fn handle(&mut self, _: ObserveSink, _: &mut Self::Context) -> Self::Result {
+        let queued = self
+            .queue
+            .iter()
+            .filter(|w| w.entered)
+            .map(|w| w.batch.events.len() as u64)
+            .sum();
+        MessageResult(SinkView {
+            queued,
+            breaker: self.breaker_word(),
+            error: self.error.clone(),
+        })
+    }
+}
+
+impl Sink {
+    fn breaker_state(&self) -> BreakerState {
+        self.breaker.state(self.parts.clock.steady())
+    }
+    fn breaker_word(&self) -> &'static str {
+        match self.breaker_state() {
+            BreakerState::Closed => "closed",
+            BreakerState::HalfOpen => "half-open",
+            BreakerState::Open => "open",
+        }
+    }
+    fn tell_closed(&mut self) {
+        if let Some(why) = &self.closed {
+            self.await_closed.tell(why.clone());
+        }
+    }
+
+    /// Keeps the queue of an output that may drop within its bounds.
+    fn bound(&mut self) {
+        let policy = if self.breaker.is_broken() {
+            self.parts.degrade
+        } else {
+            self.parts.when_full
+        };
+        if policy == WhenFull::Block {
+            return;
+        }
+        // What is being written, or was begun, is never dropped.
+        let begun = usize::from(self.error.is_some() || self.panics > 0 || self.condemned.is_some());
+        let first = self.in_flight.max(begun);
+        if self.parts.when_full == WhenFull::Block {
+            // It degrades: from now on it holds nobody back, not even with the front.
+            for waiting in self.queue.iter_mut().filter(|w| !w.entered) {
+                waiting.batch.outcome.account(self.parts.number);
+                waiting.entered = true;
+                waiting.receipts.drain(..).for_each(Receipt::settle);
+                waiting._room = None;
+            }
+        }
+        let reason = if policy == self.parts.when_full {
+            "full"
+        } else {
+            "degraded"
+        };
+        let Weight { events, kib } = self.parts.most;
+        while self.queue.len() > first + 1 && (self.queued.0 > events as usize || self.queued.1 > kib as usize * 1024) {
+            let at = if policy == WhenFull::DropOldest {
+                first
+            } else {
+                self.queue.len() - 1
+            };
+            let Some(gone) = self.remove(at) else { return };
+            self.parts.meter.dropped(reason, gone.batch.events.len());
+        }
+    }
+    fn remove(&mut self, at: usize) -> Option<Waiting> {
+        let gone = self.queue.remove(at)?;
+        self.queued.0 -= gone.batch.events.len();
+        self.queued.1 -= gone.batch.events.buffer().len();
+        Some(gone)
+    }
+    /// How many batches, from the front, one write takes.
+    fn joined(&self) -> usize {
+        if self.panics > 0 || self.condemned.is_some() {
+            return 1; // to find the one
+        }
+        let mut bytes = 0;
+        let fits = |w: &&Waiting| {
+            bytes += w.batch.events.size();
+            bytes <= JOIN_BYTES
+        };
+        self.queue.iter().take(JOIN_BATCHES).take_while(fits).count().max(1)
+    }
+
+    fn pump(&mut self, ctx: &mut Context<Self>) {
+        if let Some(errand) = &self.errand {
+            if !std::mem::replace(&mut self.watching, true) {
+                ctx.spawn(errand.done().into_actor(self).map(|(), me, ctx| me.finish(ctx)));
+            }
+            return;
+        }
+        if self.await_sync.is_asked() {
+            self.sync(ctx);
+        }
+        if self.resting.is_some() || self.closed.is_some() {
+            return;
+        }
+        if self.condemned.is_some() {
+            return self.bury(ctx);
+        }
+        if !self.queue.is_empty() {
+            fail::fail_point!("sink-take");
+            self.in_flight = self.joined();
+            let batches = self
+                .queue
+                .iter()
+                .take(self.in_flight)
+                .map(|w| w.batch.clone())
+                .collect::<Vec<_>>();
+            let reopen = std::mem::take(&mut self.reopen);
+            return self.start(ctx, move |mut output| {
+                let result = guarded(&mut output, |output| {
+                    if reopen {
+                        output.reopen();
+                    }
+                    fail::fail_point!("sink-write");
+                    output.write(&batches)
+                });
+                Done::Wrote(output, result)
+            });
+        }
+        if std::mem::take(&mut self.reopen)
+            && let Some(output) = &mut self.output
+        {
+            output.reopen();
+        }
+        if self.draining && !self.drained {
+            return self.start(ctx, |mut output| {
+                let result = guarded(&mut output, |output| output.close().map_err(|error| error.to_string()));
+                Done::Closed(output, result.unwrap_or_else(Err))
+            });
+        }
+        if self.drained {
+            self.await_drain.tell(());
+        }
+    }
+    /// The disk may take its time: the next writes go on meanwhile.
+    fn sync(&mut self, ctx: &mut Context<Self>) {
+        let Some(output) = &mut self.output else { return };
+        let mut asked = std::mem::take(&mut self.await_sync);
+        let syncer = guarded(output, |output| output.syncer());
+        let work = async move {
+            let done = match syncer {
+                Ok(syncer) => actix_rt::task::spawn_blocking(syncer).await,
+                Err(panic) => return Err(panic),
+            };
+            match done {
+                Ok(result) => result.map_err(|error| error.to_string()),
+                Err(_) => Err("the sync panicked".to_owned()),
+            }
+        };
+        ctx.spawn(work.into_actor(self).map(move |result, _, _| asked.tell(result)));
+    }
+    fn start(&mut self, ctx: &mut Context<Self>, work: impl FnOnce(Box<dyn Output>) -> Done + Send + 'static) {
+        let Some(output) = self.output.take() else { return };
+        self.errand = Some(Errand::start(move || work(output)));
+        self.pump(ctx);
+    }
+    fn rest(&mut self, wait: Duration, ctx: &mut Context<Self>) {
+        let wait = if self.hurried { wait.min(HURRIED) } else { wait };
+        self.resting = Some(ctx.run_later(wait, |me, ctx| {
+            me.resting = None;
+            me.pump(ctx);
+        }));
+    }
+
+    /// What the plugin brought back. In single steps, after all that can fall.
+    fn finish(&mut self, ctx: &mut Context<Self>) {
+        self.watching = false;
+        fail::fail_point!("sink-settle");
+        self.in_flight = 0;
+        match self.errand.take().and_then(Errand::take) {
+            Some(Done::Wrote(output, result)) => {
+                self.output = Some(output);
+                match result {
+                    Ok(written) => self.wrote(written, ctx),
+                    Err(panic) => self.panicked(panic, ctx),
+                }
+            }
+            Some(Done::Closed(output, result)) => {
+                self.output = Some(output);
+                if let Err(error) = result {
+                    slog::error!(self.parts.log, "output could not be closed cleanly"; "error" => &error);
+                    self.error = Some(error);
+                }
+                self.drained = true;
+                self.parts.pulse.drained();
+            }
+            Some(Done::Buried(result)) => self.buried(result, ctx),
+            None => self.error = Some("the output was lost with its thread".into()),
+        }
+        self.pump(ctx);
+    }
+    fn wrote(&mut self, Written { batches, stopped }: Written, ctx: &mut Context<Self>) {
+        for _ in 0..batches {
+            let Some(Waiting {
+                batch,
+                receipts,
+                entered,
+                ..
+            }) = self.remove(0)
+            else {
+                break;
+            };
+            if entered || batch.outcome.account(self.parts.number) {
+                self.parts.meter.delivered.inc_by(batch.events.len() as u64);
+                self.parts.meter.delivered_bytes.inc_by(batch.events.size() as u64);
+            }
+            receipts.into_iter().for_each(Receipt::settle);
+        }
+        if batches > 0 || stopped.is_none() {
+            self.panics = 0;
+            self.falls.over(&self.parts.pulse);
+            self.parts.pulse.progressed();
+        }
+        match stopped {
+            None => {
+                if self.error.take().is_some() {
+                    slog::info!(self.parts.log, "output works again");
+                }
+                self.breaker.succeeded();
+                self.backoff.reset();
+            }
+            Some(OutputError::Retry(error)) => {
+                let wait = self.backoff.next();
+                self.breaker.failed(self.parts.clock.steady(), wait);
+                self.parts.meter.retries.inc();
+                slog::warn!(self.parts.log, "output failed, trying again"; "error" => &error,
+                    "attempt" => self.backoff.attempt(), "next_in" => ?wait, "waiting_batches" => self.queue.len());
+                self.error = Some(error);
+                self.bound();
+                self.rest(wait, ctx);
+            }
+            Some(OutputError::Refused(error)) => self.condemned = Some((error, "refused")),
+            Some(OutputError::Closed(why)) => {
+                slog::info!(self.parts.log, "the far side has left"; "error" => &why);
+                self.error = Some(why.clone());
+                self.closed = Some(why);
+                self.tell_closed();
+            }
+        }
+        self.parts.meter.breaker.set(match self.breaker_state() {
+            BreakerState::Closed => 0,
+            BreakerState::HalfOpen => 1,
+            BreakerState::Open => 2,
+        });
+    }
+    fn panicked(&mut self, panic: String, ctx: &mut Context<Self>) {
+        self.panics += 1;
+        let wait = self.falls.another(&panic, &self.parts.pulse);
+        slog::warn!(self.parts.log, "output panicked, trying again"; "cause" => &panic, "in_a_row" => self.panics, "next_in" => ?wait);
+        if self.panics >= PANICS {
+            self.condemned = Some((panic, "panic"));
+        } else {
+            self.rest(wait, ctx);
+        }
+    }
+
+    // ---- the dead letter
+    fn bury(&mut self, ctx: &mut Context<Self>) {
+        let (Some(front), Some((error, reason))) = (self.queue.front(), &self.condemned) else {
+            self.condemned = None;
+            return;
+        };
+        let (batch, error, reason) = (front.batch.clone(), error.clone(), *reason);
+        let (letters, pipeline, label) = (
+            self.parts.letters.clone(),
+            self.parts.pipeline.clone(),
+            self.parts.label.clone(),
+        );
+        self.errand = Some(Errand::start(move || {
+            let letter = Letter {
+                pipeline: &pipeline,
+                output: Some(&label),
+                reason,
+                error: &error,
+                batch: &batch,
+            };
+            Done::Buried(letters.put(letter).map_err(|error| error.to_string()))
+        }));
+        self.pump(ctx);
+    }
+    fn buried(&mut self, result: Result<(), String>, ctx: &mut Context<Self>) {
+        if let Err(error) = result {
+            slog::error!(self.parts.log, "dead letter cannot be written, the batch waits"; "error" => &error);
+            self.error = Some(error);
+            let wait = self.backoff.next();
+            return self.rest(wait, ctx);
+        }
+        let Some((error, reason)) = self.condemned.take() else {
+            return;
+        };
+        let Some(Waiting {
+            batch,
+            receipts,
+            entered,
+            ..
+        }) = self.remove(0)
+        else {
+            return;
+        };
+        if entered || batch.outcome.account(self.parts.number) {
+            self.parts.meter.dead(reason, batch.events.len());
+        }
+        slog::error!(self.parts.log, "batch is in the dead letter"; "reason" => reason, "events" => batch.events.len(), "error" => error);
+        receipts.into_iter().for_each(Receipt::settle);
+        self.panics = 0;
+    }
+}

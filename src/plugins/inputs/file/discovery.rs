@@ -1,0 +1,312 @@
+//! Which files there are. Walks from the part of each pattern that has no wildcard, and no deeper than it says. Names are bytes: they
+//! need not be UTF-8. Symlinks are followed. Nothing is opened but directories.
+use std::{
+    ffi::{OsStr, OsString},
+    fs::{self, FileType, Metadata},
+    io,
+    os::unix::fs::FileTypeExt,
+    path::{Path, PathBuf},
+};
+
+use globset::{GlobBuilder, GlobMatcher};
+
+use super::identity::{Inode, Stamp};
+use crate::plugins::BadValue;
+
+pub struct Globs {
+    paths: Vec<Vec<Part>>,
+    exclude: Vec<Exclude>,
+}
+/// One directory level of a pattern.
+enum Part {
+    Name(OsString),
+    Glob(GlobMatcher),
+    /// `**`: any number of levels.
+    Any,
+}
+struct Exclude {
+    text: String,
+    glob: GlobMatcher,
+    /// Without a slash it is about the name alone.
+    name_only: bool,
+}
+
+/// One name.
+pub struct Found {
+    pub path: PathBuf,
+    pub inode: Inode,
+    pub stamp: Stamp,
+}
+#[derive(Default)]
+pub struct Scan {
+    pub files: Vec<Found>,
+    /// Names that match and are not read, and the rule.
+    pub skipped: Vec<(PathBuf, String)>,
+    /// Special files among them, which deserve a warning: what they are.
+    pub special: Vec<(PathBuf, &'static str)>,
+    /// What could not be looked at, and what the system said. It may hold anything: nothing in there counts as gone.
+    pub blind: Vec<(PathBuf, io::Error)>,
+}
+impl Scan {
+    pub fn is_blind_at(&self, path: &Path) -> bool {
+        self.blind.iter().any(|(blind, _)| path.starts_with(blind))
+    }
+}
+
+impl Globs {
+    /// Relative patterns begin at the current directory.
+    pub fn new(paths: &[String], exclude: &[String]) -> Result<Self, BadValue> {
+        let paths = paths.iter().enumerate().map(|(i, text)| {
+            let bad = |why: String| BadValue::new(format!("paths[{i}]"), format!("found {text:?}: {why}"));
+            let absolute = std::path::absolute(text).map_err(|error| bad(error.to_string()))?;
+            let parts = absolute
+                .components()
+                .skip(1) // the root
+                .map(|part| Part::new(part.as_os_str()))
+                .collect::<Result<Vec<_>, _>>()
+                .map_err(|error| bad(format!("{error}, accepted: a path with *, ?, [a-z], {{a,b}} within a name, or ** for any depth")))?;
+            match parts.last() {
+                Some(_) if !text.ends_with('/') => Ok(parts),
+                _ => Err(bad("a directory, accepted: the files in it, as in \"/var/log/*.log\"".to_owned())),
+            }
+        });
+        let exclude = exclude.iter().enumerate().map(|(i, text)| {
+            let bad = |why: String| BadValue::new(format!("exclude[{i}]"), format!("found {text:?}: {why}"));
+            let name_only = !text.contains('/');
+            let whole = if name_only {
+                PathBuf::from(text)
+            } else {
+                std::path::absolute(text).map_err(|error| bad(error.to_string()))?
+            };
+            let glob = glob(&whole.to_string_lossy()).map_err(|error| bad(error.to_string()))?;
+            let text = text.clone();
+            Ok(Exclude { text, glob, name_only })
+        });
+        Ok(Self {
+            paths: paths.collect::<Result<_, _>>()?,
+            exclude: exclude.collect::<Result<_, _>>()?,
+        })
+    }
+
+    pub fn excluded_by(&self, path: &Path) -> Option<&str> {
+        let name = path.file_name().map(Path::new).unwrap_or(path);
+        let hits = |e: &&Exclude| e.glob.is_match(if e.name_only { name } else { path });
+        self.exclude.iter().find(hits).map(|e| e.text.as_str())
+    }
+
+    pub fn scan(&self) -> Scan {
+        let mut scan = Scan::default();
+        for parts in &self.paths {
+            self.walk(Path::new("/"), parts, &mut scan);
+        }
+        scan
+    }
+    fn walk(&self, dir: &Path, parts: &[Part], scan: &mut Scan) {
+        let Some((part, rest)) = parts.split_first() else { return };
+        let glob = match part {
+            Part::Name(name) => {
+                let path = dir.join(name);
+                match rest {
+                    [] => self.take(path, None, scan),
+                    rest => self.walk(&path, rest, scan),
+                }
+                return;
+            }
+            Part::Glob(glob) => Some(glob),
+            Part::Any => {
+                self.walk(dir, rest, scan);
+                None
+            }
+        };
+        let entries = match fs::read_dir(dir) {
+            Ok(entries) => entries,
+            Err(error) => return blind(dir, error, scan),
+        };
+        for entry in entries {
+            let entry = match entry {
+                Ok(entry) => entry,
+                Err(error) => return blind(dir, error, scan),
+            };
+            let name = entry.file_name();
+            if glob.is_some_and(|glob| !glob.is_match(Path::new(&name))) {
+                continue;
+            }
+            let kind = entry.file_type().ok();
+            match glob {
+                Some(_) if rest.is_empty() => self.take(entry.path(), kind.map(|kind| (kind, &entry)), scan),
+                Some(_) => self.walk_if_dir(entry.path(), kind, rest, scan),
+                None => {
+                    if rest.is_empty() && kind.is_some_and(|kind| !kind.is_dir()) {
+                        self.take(entry.path(), kind.map(|kind| (kind, &entry)), scan);
+                    }
+                    self.walk_if_dir(entry.path(), kind, parts, scan);
+                }
+            }
+        }
+    }
+    fn walk_if_dir(&self, path: PathBuf, kind: Option<FileType>, parts: &[Part], scan: &mut Scan) {
+        match kind {
+            Some(kind) if kind.is_dir() => self.walk(&path, parts, scan),
+            Some(kind) if kind.is_symlink() => match fs::metadata(&path) {
+                Ok(meta) if meta.is_dir() && !is_within(&path, &meta) => self.walk(&path, parts, scan),
+                _ => {}
+            },
+            _ => {}
+        }
+    }
+    /// A name that matches. What a directory says about its entries spares a look at each.
+    fn take(&self, path: PathBuf, listed: Option<(FileType, &fs::DirEntry)>, scan: &mut Scan) {
+        if let Some(rule) = self.excluded_by(&path) {
+            let rule = format!("matches exclude {rule:?}");
+            scan.skipped.push((path, rule));
+            return;
+        }
+        let meta = match listed {
+            Some((kind, entry)) if !kind.is_symlink() => entry.metadata(),
+            _ => fs::metadata(&path),
+        };
+        match meta {
+            Ok(meta) if meta.is_file() => scan.files.push(Found {
+                inode: Inode::of(&meta),
+                stamp: Stamp::of(&meta),
+                path,
+            }),
+            Ok(meta) => {
+                let kind = kind_word(&meta);
+                scan.skipped.push((path.clone(), format!("is a {kind}, only regular files are read")));
+                scan.special.push((path, kind));
+            }
+            Err(error) => blind(&path, error, scan),
+        }
+    }
+}
+
+/// What is not there is no trouble: it may come.
+fn blind(path: &Path, error: io::Error, scan: &mut Scan) {
+    if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) {
+        scan.blind.push((path.to_owned(), error));
+    }
+}
+/// Does this symlink lead to a directory above itself?
+fn is_within(link: &Path, target: &Metadata) -> bool {
+    let is_target = |above: &Path| fs::metadata(above).is_ok_and(|meta| Inode::of(&meta) == Inode::of(target));
+    link.ancestors().skip(1).any(is_target)
+}
+fn kind_word(meta: &Metadata) -> &'static str {
+    let kind = meta.file_type();
+    match () {
+        () if kind.is_dir() => "directory",
+        () if kind.is_fifo() => "fifo",
+        () if kind.is_socket() => "socket",
+        () if kind.is_char_device() || kind.is_block_device() => "device",
+        () => "special file",
+    }
+}
+
+impl Part {
+    fn new(text: &OsStr) -> Result<Self, globset::Error> {
+        let special = |byte: &u8| b"*?[]{}\\".contains(byte);
+        Ok(match text.to_str() {
+            Some("**") => Self::Any,
+            Some(text) if text.bytes().any(|byte| special(&byte)) => Self::Glob(glob(text)?),
+            _ => Self::Name(text.to_owned()),
+        })
+    }
+}
+fn glob(text: &str) -> Result<GlobMatcher, globset::Error> {
+    let glob = GlobBuilder::new(text).literal_separator(true).backslash_escape(true).build()?;
+    Ok(glob.compile_matcher())
+}
+
+/// A path for people: what cannot be printed, or is not UTF-8, is escaped.
+pub fn shown(path: &Path) -> String {
+    let mut text = String::new();
+    for chunk in path.as_os_str().as_encoded_bytes().utf8_chunks() {
+        for c in chunk.valid().chars() {
+            match c {
+                '\\' => text.push_str("\\\\"),
+                c if c.is_control() => text.extend(c.escape_default()),
+                c => text.push(c),
+            }
+        }
+        for byte in chunk.invalid() {
+            text.push_str(&format!("\\x{byte:02x}"));
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::{ffi::OsStrExt, fs::symlink};
+
+    use super::*;
+
+    fn found(paths: &[String], exclude: &[String]) -> Vec<String> {
+        let scan = Globs::new(paths, exclude).unwrap().scan();
+        let mut names = scan.files.iter().map(|f| shown(&f.path)).collect::<Vec<_>>();
+        names.sort();
+        names
+    }
+    #[test]
+    fn walks_as_deep_as_the_pattern() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().to_str().unwrap();
+        for name in ["a.log", "x/b.log", "x/y/c.log", "x/y/d.txt", "x/z/e.log", ".hidden.log"] {
+            let path = dir.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, "").unwrap();
+        }
+        symlink(dir.path(), dir.path().join("x/loop")).unwrap();
+        symlink(dir.path().join("x/z"), dir.path().join("link")).unwrap();
+        let under = |pattern: &str| {
+            let names = found(&[format!("{root}/{pattern}")], &[]);
+            names.iter().map(|name| name[root.len() + 1..].to_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(under("*.log"), [".hidden.log", "a.log"]);
+        assert_eq!(under("*/*.log"), ["link/e.log", "x/b.log"]);
+        assert_eq!(under("x/*/c.log"), ["x/y/c.log"]);
+        assert_eq!(under("x/**"), ["x/b.log", "x/y/c.log", "x/y/d.txt", "x/z/e.log"]);
+        assert_eq!(under("**/{c,e}.log"), ["link/e.log", "x/y/c.log", "x/z/e.log"]);
+        assert_eq!(under("x/y/d.txt"), ["x/y/d.txt"]);
+        assert_eq!(under("nothing/*/here"), [""; 0]);
+        let some = found(&[format!("{root}/**/*.log")], &["b.*".into(), format!("{root}/*/y/*")]);
+        assert_eq!(some.len(), 4, "{some:?}");
+    }
+    #[test]
+    fn names_are_bytes() {
+        let dir = tempfile::tempdir().unwrap();
+        let names: [&[u8]; 4] = [b"not-utf8-\xff.log", b"new\nline.log", b"glob[*]?.log", "日本.log".as_bytes()];
+        for name in names {
+            fs::write(dir.path().join(OsStr::from_bytes(name)), "").unwrap();
+        }
+        let root = dir.path().to_str().unwrap();
+        let names = found(&[format!("{root}/*.log")], &[]);
+        let names = names.iter().map(|name| &name[root.len() + 1..]).collect::<Vec<_>>();
+        assert_eq!(names, ["glob[*]?.log", "new\\nline.log", "not-utf8-\\xff.log", "日本.log"]);
+        // A name with wildcards in it can be given exactly.
+        assert_eq!(found(&[format!("{root}/glob\\[\\*\\]\\?.log")], &[]).len(), 1);
+    }
+    #[test]
+    fn special_files_are_told_apart() {
+        let dir = tempfile::tempdir().unwrap();
+        nix::unistd::mkfifo(&dir.path().join("fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        fs::create_dir(dir.path().join("dir")).unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(dir.path().join("socket")).unwrap();
+        symlink("/dev/null", dir.path().join("null")).unwrap();
+        symlink("nowhere", dir.path().join("dangling")).unwrap();
+        let scan = Globs::new(&[format!("{}/*", dir.path().display())], &[]).unwrap().scan();
+        let mut kinds = scan.special.iter().map(|(_, kind)| *kind).collect::<Vec<_>>();
+        kinds.sort_unstable();
+        assert_eq!(kinds, ["device", "directory", "fifo", "socket"]);
+        assert!(scan.files.is_empty() && scan.blind.is_empty());
+    }
+    #[test]
+    fn bad_patterns_say_where() {
+        for bad in ["/var/log/", "/", "/a/[", "/a/{b"] {
+            let error = Globs::new(&["/ok".into(), bad.into()], &[]).err().expect(bad);
+            assert_eq!(error.key, "paths[1]", "{error}");
+        }
+        assert_eq!(Globs::new(&[], &["[".into()]).err().unwrap().key, "exclude[0]");
+    }
+}

@@ -1,0 +1,135 @@
+//! The real binary, in directories of its own, on loopback, ended by its own process id.
+use std::{
+    io::Read,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    time::{Duration, Instant},
+};
+
+pub struct Place {
+    dir: tempfile::TempDir,
+}
+impl Default for Place {
+    fn default() -> Self {
+        Self {
+            dir: tempfile::tempdir().unwrap(),
+        }
+    }
+}
+impl Place {
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+    pub fn write(&self, name: &str, text: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.path(name);
+        if let Some(parent) = path.parent() {
+            std::fs::create_dir_all(parent).unwrap();
+        }
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+    pub fn read(&self, name: &str) -> Vec<u8> {
+        std::fs::read(self.path(name)).unwrap_or_default()
+    }
+    /// `agent` with a data dir in here and no HTTP, unless the arguments say otherwise.
+    pub fn agent(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_agent"));
+        command.args(args).arg("--data-dir").arg(self.path("data"));
+        if !args.iter().any(|arg| arg.contains("http-address")) && !is_client(args) {
+            command.arg("-http-address=off");
+        }
+        command
+            .env_remove("FAILPOINTS")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        command
+    }
+    /// Runs it to its end.
+    pub fn run(&self, args: &[&str]) -> Output {
+        finish(self.agent(args).spawn().unwrap())
+    }
+}
+/// Commands that speak to a running agent, or print something.
+fn is_client(args: &[&str]) -> bool {
+    let clients = [
+        "stop",
+        "status",
+        "version",
+        "plugins",
+        "files",
+        "why",
+        "doctor",
+        "log-level",
+    ];
+    args.first().is_some_and(|first| clients.contains(first))
+}
+
+#[derive(Debug)]
+pub struct Output {
+    pub status: ExitStatus,
+    pub out: String,
+    pub err: String,
+}
+impl Output {
+    pub fn code(&self) -> Option<i32> {
+        self.status.code()
+    }
+}
+/// Waits for the end, at most two minutes, while both streams are read.
+pub fn finish(mut child: Child) -> Output {
+    let drain = |pipe: Option<Box<dyn Read + Send>>| {
+        std::thread::spawn(move || {
+            let mut text = vec![];
+            if let Some(mut pipe) = pipe {
+                let _ = pipe.read_to_end(&mut text);
+            }
+            String::from_utf8_lossy(&text).into_owned()
+        })
+    };
+    let out = drain(child.stdout.take().map(|p| Box::new(p) as _));
+    let err = drain(child.stderr.take().map(|p| Box::new(p) as _));
+    let status = wait(&mut child, Duration::from_secs(120));
+    Output {
+        status,
+        out: out.join().unwrap(),
+        err: err.join().unwrap(),
+    }
+}
+pub fn wait(child: &mut Child, limit: Duration) -> ExitStatus {
+    let began = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            return status;
+        }
+        if began.elapsed() > limit {
+            let _ = child.kill();
+            let _ = child.wait();
+            panic!("pid {} did not end within {limit:?}", child.id());
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+pub fn signal(child: &Child, signal: nix::sys::signal::Signal) {
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id() as i32), signal).unwrap();
+}
+/// Waits until it is so.
+pub fn until(what: &str, mut is: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !is() {
+        assert!(began.elapsed() < Duration::from_secs(30), "waited in vain until {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+pub fn len(path: &Path) -> u64 {
+    std::fs::metadata(path).map_or(0, |meta| meta.len())
+}
+/// What a rotating output has written: its rotated files (their names rise with time), then the present one.
+pub fn rotated(dir: &Path, name: &str) -> Vec<u8> {
+    let before = format!("{name}.");
+    let mut old = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect::<Vec<_>>();
+    old.retain(|path| path.file_name().unwrap().to_str().unwrap().starts_with(&before));
+    old.sort();
+    old.push(dir.join(name));
+    old.iter().flat_map(|path| std::fs::read(path).unwrap_or_default()).collect()
+}
