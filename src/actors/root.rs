@@ -789,7 +789,7 @@ enum Why {
     Ended,
     Closed(String),
 }
-/// An answer dies with the life that owes it: ask the next one.
+/// A message that was lost in a fall is sent again; an answer that is owed survives it.
 async fn until_answered<A, M>(addr: &Addr<A>, message: impl Fn() -> M) -> M::Result
 where
     M: Message + Send + 'static,

@@ -25,6 +25,13 @@ pub fn since_boot() -> Duration {
         .unwrap_or_default()
 }
 
+/// How long the calling thread has worked.
+pub fn thread_cpu_time() -> Duration {
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID)
+        .map(Duration::from)
+        .unwrap_or_default()
+}
+
 /// Changes at every boot: what the kernel had not written back by then is gone.
 pub fn boot_id() -> String {
     first_line("/proc/sys/kernel/random/boot_id")

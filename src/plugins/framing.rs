@@ -241,6 +241,54 @@ impl Pool {
 }
 
 #[cfg(test)]
+pub(crate) mod reference {
+    use proptest::prelude::*;
+
+    use super::{OnLongLine, Rules};
+
+    /// The same in simple words: event by event, no buffers.
+    pub fn frame(rules: &Rules, text: &[u8]) -> Vec<Vec<u8>> {
+        let mut events = Vec::new();
+        for line in text.split_inclusive(|byte| *byte == b'\n') {
+            let line = line.strip_suffix(b"\n").unwrap();
+            let nuls = line.iter().position(|byte| *byte != 0).unwrap_or(line.len());
+            let mut line = line[nuls..].to_vec();
+            while line.len() > rules.max_line {
+                // The last place at or before max_line where a character begins, if it is near.
+                let at = (0..=3)
+                    .filter_map(|back| rules.max_line.checked_sub(back))
+                    .find(|at| *at > 0 && !(0x80..0xC0).contains(&line[*at]))
+                    .unwrap_or(rules.max_line);
+                let rest = line.split_off(at);
+                match rules.on_long_line {
+                    OnLongLine::Cut => {}
+                    OnLongLine::Split => {
+                        events.push(std::mem::replace(&mut line, rest));
+                        continue;
+                    }
+                    OnLongLine::Skip => line = vec![b'\n'], // no content holds that: stands for none
+                }
+                break;
+            }
+            if line != b"\n" {
+                events.push(line);
+            }
+        }
+        events
+    }
+    /// Texts with long lines, characters of several bytes and NULs at the start of lines; ends with a line end.
+    pub fn texts() -> impl Strategy<Value = String> {
+        let word = prop_oneof![
+            6 => Just("x"), 4 => Just("\n"), 2 => Just("語"), 1 => Just("\n\0"), 1 => Just("\n\0\0\0\n"), 1 => Just("long-enough-to-cross"),
+        ];
+        proptest::collection::vec(word, 0..120).prop_map(|words| words.concat() + "\n")
+    }
+    pub fn rules() -> impl Strategy<Value = Rules> {
+        let policy = prop_oneof![Just(OnLongLine::Cut), Just(OnLongLine::Split), Just(OnLongLine::Skip)];
+        (1usize..12, policy).prop_map(|(max_line, on_long_line)| Rules { max_line, on_long_line })
+    }
+}
+#[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
@@ -282,7 +330,10 @@ mod tests {
         assert_eq!(events, ["日".as_bytes(), "本".as_bytes(), "語".as_bytes()]);
         // Too narrow for one character, or not UTF-8: cut all the same.
         assert_eq!(framed(&rules(1, OnLongLine::Split), "語\n".as_bytes()).0.len(), 3);
-        assert_eq!(framed(&rules(4, OnLongLine::Cut), b"\x80\x80\x80\x80\x80\x80\n").0, [[0x80; 4]]);
+        assert_eq!(
+            framed(&rules(4, OnLongLine::Cut), b"\x80\x80\x80\x80\x80\x80\n").0,
+            [[0x80; 4]]
+        );
     }
     #[test]
     fn nuls_go_at_the_start_of_a_line_only() {
@@ -326,47 +377,10 @@ mod tests {
         assert_eq!((held.len(), pool.lent.len()), (100, Pool::MOST));
     }
 
-    /// The same in simple words: event by event, no buffers.
-    pub fn reference(rules: &Rules, text: &[u8]) -> Vec<Vec<u8>> {
-        let mut events = Vec::new();
-        for line in text.split_inclusive(|byte| *byte == b'\n') {
-            let line = line.strip_suffix(b"\n").unwrap();
-            let nuls = line.iter().position(|byte| *byte != 0).unwrap_or(line.len());
-            let mut line = line[nuls..].to_vec();
-            while line.len() > rules.max_line {
-                // The last place at or before max_line where a character begins, if it is near.
-                let at = (0..=3)
-                    .filter_map(|back| rules.max_line.checked_sub(back))
-                    .find(|at| *at > 0 && !(0x80..0xC0).contains(&line[*at]))
-                    .unwrap_or(rules.max_line);
-                let rest = line.split_off(at);
-                match rules.on_long_line {
-                    OnLongLine::Cut => {}
-                    OnLongLine::Split => {
-                        events.push(std::mem::replace(&mut line, rest));
-                        continue;
-                    }
-                    OnLongLine::Skip => line = vec![b'\n'], // no content holds that: stands for none
-                }
-                break;
-            }
-            if line != b"\n" {
-                events.push(line);
-            }
-        }
-        events
-    }
     proptest! {
         #[test]
-        fn frames_as_the_reference_does(
-            words in proptest::collection::vec(
-                prop_oneof![4 => Just("x"), 4 => Just("\n"), 2 => Just("語"), 1 => Just("\0"), 1 => Just("long-enough-to-cross")], 0..80),
-            max_line in 1usize..12,
-            policy in prop_oneof![Just(OnLongLine::Cut), Just(OnLongLine::Split), Just(OnLongLine::Skip)],
-        ) {
-            let text = words.concat() + "\n";
-            let rules = rules(max_line, policy);
-            prop_assert_eq!(framed(&rules, text.as_bytes()).0, reference(&rules, text.as_bytes()));
+        fn frames_as_the_reference_does(text in reference::texts(), rules in reference::rules()) {
+            prop_assert_eq!(framed(&rules, text.as_bytes()).0, reference::frame(&rules, text.as_bytes()));
         }
     }
 }

@@ -81,6 +81,8 @@ pub struct Collector {
     unwritten: bool, // settled marks that the journal's file does not have yet
     unsynced: bool,
     tell_settled: bool,
+    await_end: Later<()>,
+    await_drain: Later<()>,
     // Made anew in each life.
     tell: Option<UnboundedSender<Fate>>,
     to_send: u64,
@@ -90,8 +92,6 @@ pub struct Collector {
     checkpointing: bool,
     syncing: bool,
     concluding: bool,
-    await_end: Later<()>,
-    await_drain: Later<()>,
 }
 struct Parts {
     next: Port<Ship>,
@@ -185,7 +185,6 @@ impl Actor for Collector {
         ctx.add_stream(stream::poll_fn(move |cx| fates.poll_recv(cx)));
         (self.sending, self.watching, self.resting) = (false, false, false);
         (self.checkpointing, self.syncing, self.concluding) = (false, false, false);
-        (self.await_end, self.await_drain) = (Later::default(), Later::default()); // who asked hears that nobody answers, and asks again
         (self.unwritten, self.unsynced) = (true, true); // a checkpoint under way fell with the last life
         self.go_back();
         self.pump(ctx);

@@ -75,12 +75,13 @@ pub struct Sink {
     reopen: bool,
     draining: bool,
     drained: bool,
+    await_sync: Later<Result<(), String>>,
+    syncing: Later<Result<(), String>>,
+    await_closed: Later<String>,
+    await_drain: Later<()>,
     // Made anew in each life.
     watching: bool,
     resting: Option<SpawnHandle>,
-    await_sync: Later<Result<(), String>>,
-    await_closed: Later<String>,
-    await_drain: Later<()>,
 }
 struct Parts {
     number: u32,
@@ -161,6 +162,7 @@ impl Sink {
             watching: false,
             resting: None,
             await_sync: Later::default(),
+            syncing: Later::default(),
             await_closed: Later::default(),
             await_drain: Later::default(),
         }
@@ -170,8 +172,7 @@ impl Actor for Sink {
     type Context = Context<Self>;
     fn started(&mut self, ctx: &mut Self::Context) {
         (self.watching, self.resting) = (false, None);
-        // Who asked asks again.
-        (self.await_sync, self.await_closed, self.await_drain) = (Later::default(), Later::default(), Later::default());
+        self.await_sync.append(&mut self.syncing); // the sync under way has nobody who hears of it
         self.pump(ctx);
     }
 }
@@ -368,7 +369,7 @@ impl Sink {
             }
             return;
         }
-        if self.await_sync.is_asked() {
+        if self.await_sync.is_asked() && !self.syncing.is_asked() {
             self.sync(ctx);
         }
         if self.resting.is_some() || self.closed.is_some() {
@@ -416,7 +417,7 @@ impl Sink {
     /// The disk may take its time: the next writes go on meanwhile.
     fn sync(&mut self, ctx: &mut Context<Self>) {
         let Some(output) = &mut self.output else { return };
-        let mut asked = std::mem::take(&mut self.await_sync);
+        self.syncing.append(&mut self.await_sync);
         let syncer = guarded(output, |output| output.syncer());
         let work = async move {
             let done = match syncer {
@@ -428,7 +429,7 @@ impl Sink {
                 Err(_) => Err("the sync panicked".to_owned()),
             }
         };
-        ctx.spawn(work.into_actor(self).map(move |result, _, _| asked.tell(result)));
+        ctx.spawn(work.into_actor(self).map(|result, me, _| me.syncing.tell(result)));
     }
     fn start(&mut self, ctx: &mut Context<Self>, work: impl FnOnce(Box<dyn Output>) -> Done + Send + 'static) {
         let Some(output) = self.output.take() else { return };

@@ -64,10 +64,16 @@ impl Globs {
                 .skip(1) // the root
                 .map(|part| Part::new(part.as_os_str()))
                 .collect::<Result<Vec<_>, _>>()
-                .map_err(|error| bad(format!("{error}, accepted: a path with *, ?, [a-z], {{a,b}} within a name, or ** for any depth")))?;
+                .map_err(|error| {
+                    bad(format!(
+                        "{error}, accepted: a path with *, ?, [a-z], {{a,b}} within a name, or ** for any depth"
+                    ))
+                })?;
             match parts.last() {
                 Some(_) if !text.ends_with('/') => Ok(parts),
-                _ => Err(bad("a directory, accepted: the files in it, as in \"/var/log/*.log\"".to_owned())),
+                _ => Err(bad(
+                    "a directory, accepted: the files in it, as in \"/var/log/*.log\"".to_owned()
+                )),
             }
         });
         let exclude = exclude.iter().enumerate().map(|(i, text)| {
@@ -102,7 +108,9 @@ impl Globs {
         scan
     }
     fn walk(&self, dir: &Path, parts: &[Part], scan: &mut Scan) {
-        let Some((part, rest)) = parts.split_first() else { return };
+        let Some((part, rest)) = parts.split_first() else {
+            return;
+        };
         let glob = match part {
             Part::Name(name) => {
                 let path = dir.join(name);
@@ -173,7 +181,8 @@ impl Globs {
             }),
             Ok(meta) => {
                 let kind = kind_word(&meta);
-                scan.skipped.push((path.clone(), format!("is a {kind}, only regular files are read")));
+                scan.skipped
+                    .push((path.clone(), format!("is a {kind}, only regular files are read")));
                 scan.special.push((path, kind));
             }
             Err(error) => blind(&path, error, scan),
@@ -214,7 +223,10 @@ impl Part {
     }
 }
 fn glob(text: &str) -> Result<GlobMatcher, globset::Error> {
-    let glob = GlobBuilder::new(text).literal_separator(true).backslash_escape(true).build()?;
+    let glob = GlobBuilder::new(text)
+        .literal_separator(true)
+        .backslash_escape(true)
+        .build()?;
     Ok(glob.compile_matcher())
 }
 
@@ -261,7 +273,10 @@ mod tests {
         symlink(dir.path().join("x/z"), dir.path().join("link")).unwrap();
         let under = |pattern: &str| {
             let names = found(&[format!("{root}/{pattern}")], &[]);
-            names.iter().map(|name| name[root.len() + 1..].to_owned()).collect::<Vec<_>>()
+            names
+                .iter()
+                .map(|name| name[root.len() + 1..].to_owned())
+                .collect::<Vec<_>>()
         };
         assert_eq!(under("*.log"), [".hidden.log", "a.log"]);
         assert_eq!(under("*/*.log"), ["link/e.log", "x/b.log"]);
@@ -276,14 +291,22 @@ mod tests {
     #[test]
     fn names_are_bytes() {
         let dir = tempfile::tempdir().unwrap();
-        let names: [&[u8]; 4] = [b"not-utf8-\xff.log", b"new\nline.log", b"glob[*]?.log", "日本.log".as_bytes()];
+        let names: [&[u8]; 4] = [
+            b"not-utf8-\xff.log",
+            b"new\nline.log",
+            b"glob[*]?.log",
+            "日本.log".as_bytes(),
+        ];
         for name in names {
             fs::write(dir.path().join(OsStr::from_bytes(name)), "").unwrap();
         }
         let root = dir.path().to_str().unwrap();
         let names = found(&[format!("{root}/*.log")], &[]);
         let names = names.iter().map(|name| &name[root.len() + 1..]).collect::<Vec<_>>();
-        assert_eq!(names, ["glob[*]?.log", "new\\nline.log", "not-utf8-\\xff.log", "日本.log"]);
+        assert_eq!(
+            names,
+            ["glob[*]?.log", "new\\nline.log", "not-utf8-\\xff.log", "日本.log"]
+        );
         // A name with wildcards in it can be given exactly.
         assert_eq!(found(&[format!("{root}/glob\\[\\*\\]\\?.log")], &[]).len(), 1);
     }
@@ -295,7 +318,9 @@ mod tests {
         let _socket = std::os::unix::net::UnixListener::bind(dir.path().join("socket")).unwrap();
         symlink("/dev/null", dir.path().join("null")).unwrap();
         symlink("nowhere", dir.path().join("dangling")).unwrap();
-        let scan = Globs::new(&[format!("{}/*", dir.path().display())], &[]).unwrap().scan();
+        let scan = Globs::new(&[format!("{}/*", dir.path().display())], &[])
+            .unwrap()
+            .scan();
         let mut kinds = scan.special.iter().map(|(_, kind)| *kind).collect::<Vec<_>>();
         kinds.sort_unstable();
         assert_eq!(kinds, ["device", "directory", "fifo", "socket"]);

@@ -163,13 +163,14 @@ pub fn bases(name: &Path) -> impl Iterator<Item = OsString> {
     let name = name.file_name().unwrap_or_default().as_bytes();
     let ending = memchr::memrchr(b'.', name).map_or(&b""[..], |dot| &name[dot..]);
     let seams = (1..name.len()).filter(|at| matches!(name[*at], b'.' | b'-' | b'_'));
-    seams.flat_map(|at| {
-        let stem = &name[..at];
-        let inside = [stem, ending].concat();
-        let inside = (inside.len() < name.len() && !ending.is_empty()).then(|| OsString::from_vec(inside));
-        [Some(OsString::from_vec(stem.to_owned())), inside]
-    })
-    .flatten()
+    seams
+        .flat_map(|at| {
+            let stem = &name[..at];
+            let inside = [stem, ending].concat();
+            let inside = (inside.len() < name.len() && !ending.is_empty()).then(|| OsString::from_vec(inside));
+            [Some(OsString::from_vec(stem.to_owned())), inside]
+        })
+        .flatten()
 }
 pub fn is_rotated_name(base: &Path, name: &Path) -> bool {
     base.file_name().is_some_and(|base| bases(name).any(|b| b == base))
@@ -226,7 +227,13 @@ mod tests {
     #[test]
     fn rotated_names() {
         let is = |name: &str| is_rotated_name(Path::new("/x/app.log"), Path::new("/y").join(name).as_path());
-        for yes in ["app.log.1", "app.log-20261123", "app-20261123.log", "app.1.log", "app.log_old"] {
+        for yes in [
+            "app.log.1",
+            "app.log-20261123",
+            "app-20261123.log",
+            "app.1.log",
+            "app.log_old",
+        ] {
             assert!(is(yes), "{yes}");
         }
         for no in ["app.log", "apple.log", "app.logger", "app", "other.log.1", "app-1.txt"] {

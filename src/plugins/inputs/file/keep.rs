@@ -2,7 +2,7 @@
 use std::{
     fs::File,
     io,
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::Path,
     time::Duration,
 };
@@ -34,7 +34,9 @@ const FIRST_WAIT: Duration = Duration::from_secs(1);
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
 pub fn most_open(wanted: usize) -> usize {
-    wanted.min(os::most_open_files().saturating_sub(RESERVE) as usize).max(1)
+    wanted
+        .min(os::most_open_files().saturating_sub(RESERVE) as usize)
+        .max(1)
 }
 /// Opens for reading, without waiting for anybody, and only if it is a regular file.
 pub fn open_regular(path: &Path) -> io::Result<File> {
@@ -51,11 +53,17 @@ impl Files {
     pub(super) fn open(&mut self, key: Key, now: Duration) -> bool {
         while self.open.len() >= self.max_open {
             if !self.close_one() {
-                self.trouble(key, "waits for another file to be closed (max_open_files)".to_owned(), now);
+                self.trouble(
+                    key,
+                    "waits for another file to be closed (max_open_files)".to_owned(),
+                    now,
+                );
                 return false;
             }
         }
-        let Some(tail) = self.tails.get_mut(&key) else { return false };
+        let Some(tail) = self.tails.get_mut(&key) else {
+            return false;
+        };
         let opened = open_regular(&tail.path).and_then(|file| {
             let inode = Inode::of(&file.metadata()?);
             Ok((file, inode))
@@ -109,7 +117,10 @@ impl Files {
     pub(super) fn trouble(&mut self, key: Key, reason: String, now: Duration) {
         self.close(key);
         let Some(tail) = self.tails.get_mut(&key) else { return };
-        let wait = tail.trouble.as_ref().map_or(FIRST_WAIT, |trouble| (trouble.wait * 2).min(LONGEST_WAIT));
+        let wait = tail
+            .trouble
+            .as_ref()
+            .map_or(FIRST_WAIT, |trouble| (trouble.wait * 2).min(LONGEST_WAIT));
         let path = tail.path.clone();
         tail.trouble = Some(Trouble {
             reason: reason.clone(),
@@ -144,8 +155,14 @@ impl Files {
     pub(super) fn poll(&mut self, now: Duration) {
         let (mut changed, mut idle) = (Vec::new(), Vec::new());
         for key in &self.open {
-            let Some(tail) = self.tails.get_mut(key).filter(|tail| !tail.queued) else { continue };
-            let stamp = tail.file.as_ref().and_then(|file| file.metadata().ok()).map(|meta| Stamp::of(&meta));
+            let Some(tail) = self.tails.get_mut(key).filter(|tail| !tail.queued) else {
+                continue;
+            };
+            let stamp = tail
+                .file
+                .as_ref()
+                .and_then(|file| file.metadata().ok())
+                .map(|meta| Stamp::of(&meta));
             let quiet = now.saturating_sub(tail.active);
             if stamp != tail.read_to_end {
                 tail.active = now;
@@ -170,10 +187,16 @@ impl Files {
     pub(super) fn tend_leaving(&mut self, now: Duration) {
         for key in self.leaving.iter().copied().collect::<Vec<_>>() {
             let Some(tail) = self.tails.get_mut(&key) else { continue };
-            let Some(gone) = tail.gone else { continue };
-            let stamp = tail.file.as_ref().and_then(|file| file.metadata().ok()).map(|meta| Stamp::of(&meta));
+            let Some(gone) = &mut tail.gone else { continue };
+            let meta = tail.file.as_ref().and_then(|file| file.metadata().ok());
+            gone.deleted |= meta.as_ref().is_some_and(|meta| meta.nlink() == 0);
+            let (gone, stamp) = (*gone, meta.map(|meta| Stamp::of(&meta)));
             let at_end = tail.read_to_end.is_some() && stamp == tail.read_to_end;
-            let grace = if gone.deleted { DELETED_GRACE } else { self.options.close_idle };
+            let grace = if gone.deleted {
+                DELETED_GRACE
+            } else {
+                self.options.close_idle
+            };
             if gone.deleted && now.saturating_sub(gone.since) >= self.options.hold_deleted {
                 let left = stamp.map_or(0, |stamp| stamp.size).saturating_sub(tail.at.offset);
                 if left > 0 {
@@ -214,7 +237,12 @@ impl Files {
         if self.by_inode.get(&tail.inode) == Some(&key) {
             self.by_inode.remove(&tail.inode);
         }
-        for keys in [&mut self.open, &mut self.leaving, &mut self.troubled, &mut self.settling] {
+        for keys in [
+            &mut self.open,
+            &mut self.leaving,
+            &mut self.troubled,
+            &mut self.settling,
+        ] {
             keys.remove(&key);
         }
         self.context.board.remove(&tail.path);
@@ -231,7 +259,9 @@ impl Files {
         }
         let read = tail.at.offset;
         let (size, path) = (tail.size, &tail.path);
-        self.context.board.update(path, |row| (row.read, row.size) = (read, size.max(read)));
+        self.context
+            .board
+            .update(path, |row| (row.read, row.size) = (read, size.max(read)));
         self.settling.insert(key);
         let grown = match &tail.file {
             Some(file) if tail.head.is_short_for(read) => Head::of(file, read).ok(),
@@ -310,7 +340,12 @@ impl Files {
     pub(super) fn forget_old(&mut self) {
         let now = self.context.clock.wall().as_second();
         let stale = |tail: &Tail| now.abs_diff(tail.stamped) >= STAMP_EVERY.as_secs();
-        let keys = self.tails.iter().filter(|(_, tail)| stale(tail)).map(|(key, _)| *key).collect::<Vec<_>>();
+        let keys = self
+            .tails
+            .iter()
+            .filter(|(_, tail)| stale(tail))
+            .map(|(key, _)| *key)
+            .collect::<Vec<_>>();
         keys.into_iter().for_each(|key| self.identify(key));
         self.max_open = most_open(self.options.max_open); // it may have been lowered for want of descriptors
         let after = self.options.forget_after.as_secs() as i64;
@@ -329,7 +364,10 @@ impl Files {
         let (state, reason) = match (&tail.trouble, tail.gone) {
             (Some(trouble), _) => (FileState::Denied, trouble.reason.clone()),
             (None, Some(gone)) if gone.deleted => (FileState::Leaving, "deleted, is read to its end".to_owned()),
-            (None, Some(_)) => (FileState::Leaving, "renamed out of sight, is read to its end".to_owned()),
+            (None, Some(_)) => (
+                FileState::Leaving,
+                "renamed out of sight, is read to its end".to_owned(),
+            ),
             (None, None) if tail.file.is_some() || tail.queued => (FileState::Tailing, String::new()),
             (None, None) => (FileState::Idle, String::new()),
         };
@@ -340,7 +378,11 @@ impl Files {
         let status = FileStatus {
             path: shown(&tail.path),
             identity: tail.inode.to_string(),
-            size: if tail.file.is_some() { tail.size } else { tail.listed.size },
+            size: if tail.file.is_some() {
+                tail.size
+            } else {
+                tail.listed.size
+            },
             read: tail.at.offset,
             acknowledged,
             state,
@@ -360,6 +402,13 @@ impl Files {
             let settled = journal.get(tail.id).map_or(0, |entry| entry.settled.offset);
             self.context.board.update(&tail.path, |row| row.acknowledged = settled);
             settled < tail.at.offset
+        });
+        self.shorter.retain(|(id, end, reach)| {
+            let Some(entry) = journal.get(*id) else { return false };
+            if entry.settled.offset > end.offset {
+                journal.restart(*id, *end);
+            }
+            entry.settled.offset < *reach
         });
         self.done.retain(|(id, end)| {
             let waits = journal.get(*id).is_some_and(|entry| entry.settled.offset < *end);

@@ -1,11 +1,14 @@
 //! Follows files by polling. `discovery` finds names, `identity` knows a file again, `tail` reads one file, `reconcile` brings names and
-//! files together after each look at the directories, `keep` looks after descriptors, the board and the journal.
+//! files together after each look at the directories (with `recall` for what the journal knows, and `copies` for what is no plain
+//! rename), `keep` looks after descriptors, the board and the journal.
 //!
 //! Nothing is lost by a rotation as long as the old file can still be found: open, under another name that matches, or by its inode in
 //! the same directory. What cannot be found again is counted.
+mod copies;
 mod discovery;
 mod identity;
 mod keep;
+mod recall;
 mod reconcile;
 mod tail;
 
@@ -24,7 +27,7 @@ use crate::{
     },
     plugins::{
         BadValue, Opt,
-        framing::{self, OnLongLine, Pool, Rules},
+        framing::{self, OnLongLine, Pool, Rules, SMALL},
     },
 };
 use discovery::Globs;
@@ -41,24 +44,60 @@ pub const PLUGIN_V1: Plugin<Build> = Plugin {
     delivery: "Read again from the checkpoint: at least once, and exactly once after a clean stop. What no agent can recover (truncated \
                before it was read, no copy in sight) is counted as bytes_lost.",
     options: &[
-        opt("paths", "required", "Patterns of the files to read: *, ?, [a-z], {a,b} within a name, ** for any depth of directories. \
-             Symlinks are followed, a file with several names is read once. A backslash takes the meaning from the next character."),
-        opt("exclude", "[]", "Patterns of files that are never opened. One without a slash is about the name alone, as in \"*.gz\"."),
-        opt("start", "\"beginning\"", "beginning or end: where a file is begun that is there at the very first start. What appears later is \
-             always read from its beginning."),
+        opt(
+            "paths",
+            "required",
+            "Patterns of the files to read: *, ?, [a-z], {a,b} within a name, ** for any depth of directories. \
+             Symlinks are followed, a file with several names is read once. A backslash takes the meaning from the next character.",
+        ),
+        opt(
+            "exclude",
+            "[]",
+            "Patterns of files that are never opened. One without a slash is about the name alone, as in \"*.gz\".",
+        ),
+        opt(
+            "start",
+            "\"beginning\"",
+            "beginning or end: where a file is begun that is there at the very first start. What appears later is \
+             always read from its beginning.",
+        ),
         framing::MAX_LINE,
         framing::ON_LONG_LINE,
-        opt("max_open_files", "512", "How many files may be open at once, 64 less than the process may have at most. Beyond it the one idle \
-             for longest is closed, and looked at by name."),
-        opt("close_idle", "\"5m\"", "After so long without news a file is closed, and looked at by name. Also how long a file that was renamed \
-             out of sight stays open after the last news."),
-        opt("hold_deleted", "\"5m\"", "For so long a deleted file is held open while nothing of what is left in it can be delivered. Then it is \
-             given up, and counted as bytes_given_up."),
-        opt("forget_after", "\"14d\"", "So long the checkpoint of a file that is not there any more is kept."),
-        opt("poll_every", "\"250ms\"", "How often open files are looked at, and at most how often the directories are: looking for files takes \
-             a hundredth of the time at most, and happens every 10s at least."),
-        opt("flush_partial", "none", "After so long an unfinished line at the end of a file is delivered as it is. What is written to it later \
-             becomes a line of its own. By default such a line waits for its end."),
+        opt(
+            "max_open_files",
+            "512",
+            "How many files may be open at once, 64 less than the process may have at most. Beyond it the one idle \
+             for longest is closed, and looked at by name.",
+        ),
+        opt(
+            "close_idle",
+            "\"5m\"",
+            "After so long without news a file is closed, and looked at by name. Also how long a file that was renamed \
+             out of sight stays open after the last news.",
+        ),
+        opt(
+            "hold_deleted",
+            "\"5m\"",
+            "For so long a deleted file is held open while nothing of what is left in it can be delivered. Then it is \
+             given up, and counted as bytes_given_up.",
+        ),
+        opt(
+            "forget_after",
+            "\"14d\"",
+            "So long the checkpoint of a file that is not there any more is kept.",
+        ),
+        opt(
+            "poll_every",
+            "\"250ms\"",
+            "How often open files are looked at, and at most how often the directories are: looking for files takes \
+             a hundredth of the time at most, and happens every 10s at least.",
+        ),
+        opt(
+            "flush_partial",
+            "none",
+            "After so long an unfinished line at the end of a file is delivered as it is. What is written to it later \
+             becomes a line of its own. By default such a line waits for its end.",
+        ),
     ],
     sample: r#"{ plugin = "file:v1", paths = ["/var/log/*.log"] }"#,
     check: |table| Options::read(table).map(drop),
@@ -113,7 +152,9 @@ struct Options {
 impl Options {
     fn read(table: &Table) -> Result<Self, BadValue> {
         if let Some(word) = NOT_BUILT.iter().find(|word| table.0.contains_key(**word)) {
-            let message = format!("`{word}` is not built yet, accepted: leave it out (files are read as lines of text, as they are)");
+            let message = format!(
+                "`{word}` is not built yet, accepted: leave it out (files are read as lines of text, as they are)"
+            );
             return Err(BadValue::new(*word, message));
         }
         let written: Written = table.read()?;
@@ -165,6 +206,8 @@ struct Held {
     size: u64,
     /// Steady time at which it was first seen or grew.
     since: Duration,
+    /// It was there at the first look.
+    first: bool,
 }
 
 /// After a call has worked for so long it comes back, so that a stop is heard.
@@ -189,6 +232,8 @@ struct Files {
     settling: HashSet<Key>,
     /// Deleted files that were read to their end: forgotten when all of it is settled.
     done: Vec<(SourceId, u64)>,
+    /// Copies that are shorter than what was read of the original: their end, and the offset up to which receipts may still come.
+    shorter: Vec<(SourceId, Progress, u64)>,
     /// What was warned about, and when (steady): each once, and again after an hour.
     warned: HashMap<PathBuf, (String, Duration)>,
     /// Names on the board that are not read.
@@ -196,6 +241,8 @@ struct Files {
     scanned: bool,
     /// When the previous run last saw its files, in seconds since 1970; none at the very first start.
     last_run: Option<i64>,
+    /// Names that the journal knew at the first look.
+    known_names: HashSet<PathBuf>,
     /// Steady times.
     next_scan: Duration,
     next_poll: Duration,
@@ -223,10 +270,12 @@ impl Files {
             held: HashMap::new(),
             settling: HashSet::new(),
             done: Vec::new(),
+            shorter: Vec::new(),
             warned: HashMap::new(),
             unread_names: HashSet::new(),
             scanned: false,
             last_run: None,
+            known_names: HashSet::new(),
             next_scan: Duration::ZERO,
             next_poll: Duration::ZERO,
             next_forget: Duration::ZERO,
@@ -280,13 +329,17 @@ impl Files {
         if tail.file.is_none() && !self.open(key, now) {
             return false;
         }
-        let Some(tail) = self.tails.get_mut(&key) else { return false };
+        let Some(tail) = self.tails.get_mut(&key) else {
+            return false;
+        };
         tail.after = None;
         let step = tail.step(&self.options.rules, &mut self.pool, room);
         if step.is_ok() {
             self.is_well_again(key);
         }
-        let Some(tail) = self.tails.get_mut(&key) else { return false };
+        let Some(tail) = self.tails.get_mut(&key) else {
+            return false;
+        };
         match step {
             Ok(Step::Read(events, counts, at)) => {
                 let mark = Mark {
@@ -322,7 +375,9 @@ impl Files {
     }
     /// All whole lines of it are read. True if the last, unfinished one is to be read, too.
     fn at_end(&mut self, key: Key) -> bool {
-        let Some(tail) = self.tails.get_mut(&key) else { return false };
+        let Some(tail) = self.tails.get_mut(&key) else {
+            return false;
+        };
         let flushed = std::mem::take(&mut tail.flush);
         if tail.gone.is_some() {
             if flushed {
@@ -346,7 +401,7 @@ impl Input for Files {
             let now = clock.steady();
             self.tend(now);
             while into.len() - before < want.chunks
-                && (room > 0 || into.len() == before)
+                && (room >= SMALL || into.len() == before) // not a few bytes for the sake of the rest
                 && clock.steady().saturating_sub(began) < SLICE
                 && let Some(key) = self.ready.pop_front()
             {
@@ -377,6 +432,8 @@ impl Input for Files {
     fn settled(&mut self) {
         let now = self.context.clock.steady();
         self.show_acknowledged();
+        // Also while the outputs take nothing and `read` is not called: what is deleted meanwhile must not be held for ever.
+        self.tend(now);
         self.tend_leaving(now);
     }
 }

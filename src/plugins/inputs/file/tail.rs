@@ -1,13 +1,6 @@
 //! One file: reads the next lines behind the place up to which it was read. Nothing is buffered between two looks: an unfinished line
 //! is read again when the file has grown. So ten thousand quiet files cost no memory, and a fall loses nothing.
-use std::{
-    fs::File,
-    io,
-    os::unix::fs::FileExt,
-    path::PathBuf,
-    sync::Arc,
-    time::Duration,
-};
+use std::{fs::File, io, os::unix::fs::FileExt, path::PathBuf, sync::Arc, time::Duration};
 
 use memchr::{memchr, memrchr};
 
@@ -100,7 +93,14 @@ pub enum Step {
 }
 
 impl Tail {
-    pub fn new(id: SourceId, path: PathBuf, inode: Inode, listed: Stamp, known: (Head, Progress), host: Arc<Host>) -> Self {
+    pub fn new(
+        id: SourceId,
+        path: PathBuf,
+        inode: Inode,
+        listed: Stamp,
+        known: (Head, Progress),
+        host: Arc<Host>,
+    ) -> Self {
         let (head, at) = known;
         let origin = Arc::new(Origin {
             host,
@@ -183,7 +183,11 @@ impl Tail {
             }
             break text;
         };
-        let newline = if alone { memchr(b'\n', &text) } else { memrchr(b'\n', &text) };
+        let newline = if alone {
+            memchr(b'\n', &text)
+        } else {
+            memrchr(b'\n', &text)
+        };
         if let Some(newline) = newline {
             text.truncate(newline + 1);
             let at = window.after(offset, &text);
@@ -280,4 +284,89 @@ pub fn last_line_start(file: &File, max_line: usize) -> io::Result<Progress> {
         end = start;
     }
     identity::place(file, if end == 0 { 0 } else { size })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::plugins::framing::reference;
+
+    fn host() -> Arc<Host> {
+        Arc::new(Host {
+            agent_id: String::new(),
+            group: String::new(),
+            hostname: String::new(),
+            ip: [127, 0, 0, 1].into(),
+            instance: String::new(),
+        })
+    }
+    fn tail(file: File, at: Progress) -> Tail {
+        let inode = Inode::of(&file.metadata().unwrap());
+        let mut tail = Tail::new(
+            SourceId(1),
+            "x".into(),
+            inode,
+            Stamp::default(),
+            (Head::default(), at),
+            host(),
+        );
+        tail.file = Some(file);
+        tail
+    }
+    proptest! {
+        /// However the text is cut in pieces when it is written and when it is read, and wherever it is read again after a restart.
+        #[test]
+        fn reads_as_the_reference_does(
+            text in reference::texts(),
+            rules in reference::rules(),
+            cuts in proptest::collection::vec((0usize..60, 1usize..40, any::<bool>()), 1..20),
+        ) {
+            let mut writer = tempfile::NamedTempFile::new().unwrap();
+            let path = writer.path().to_owned();
+            let open = || File::open(&path).unwrap();
+            let (mut reader, mut pool, mut events, mut rest) = (tail(open(), Progress::default()), Pool::default(), vec![], text.as_bytes());
+            for (write, room, restart) in cuts.into_iter().chain([(usize::MAX, 10, false)]) {
+                let (piece, more) = rest.split_at(write.min(rest.len()));
+                writer.write_all(piece).unwrap();
+                rest = more;
+                if restart {
+                    reader = tail(open(), reader.at);
+                }
+                loop {
+                    match reader.step(&rules, &mut pool, room).unwrap() {
+                        Step::Read(read, _, at) => {
+                            prop_assert!(read.size() <= room || read.len() == 1 || rules.on_long_line == OnLongLine::Split);
+                            prop_assert!(at.offset > reader.at.offset);
+                            events.extend(read.iter().map(<[u8]>::to_vec));
+                            reader.hand_over(at);
+                        }
+                        Step::Busy(_) => {}
+                        Step::End => break,
+                        Step::Replaced => prop_assert!(false, "it is the same file"),
+                    }
+                }
+            }
+            prop_assert_eq!(reader.at, identity::place(&open(), text.len() as u64).unwrap());
+            prop_assert_eq!(events, reference::frame(&rules, text.as_bytes()));
+        }
+    }
+    #[test]
+    fn the_last_line_start() {
+        let start = |text: &[u8], max_line| {
+            let mut file = tempfile::tempfile().unwrap();
+            file.write_all(text).unwrap();
+            last_line_start(&file, max_line).unwrap().offset
+        };
+        assert_eq!(start(b"", 10), 0);
+        assert_eq!(start(b"half", 10), 0);
+        assert_eq!(start(b"one\ntwo\n", 10), 8);
+        assert_eq!(start(b"one\ntw", 10), 4);
+        let long = [b"one\n".as_slice(), &vec![b'x'; 3 * CHUNK]].concat();
+        assert_eq!(start(&long, 4 * CHUNK), 4);
+        assert_eq!(start(&long, 10), long.len() as u64, "too long to be looked for");
+    }
 }
