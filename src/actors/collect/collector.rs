@@ -38,6 +38,7 @@ const SYNC_EVERY: Duration = Duration::from_secs(1);
 /// A sink that cannot sync holds only the synced watermark back.
 const SYNC_LIMIT: Duration = Duration::from_secs(10);
 const LAST_SYNC_LIMIT: Duration = Duration::from_secs(2);
+const TEND_EVERY: Duration = Duration::from_millis(500);
 const INPUT_RETRY: Restarts = Restarts {
     first: Duration::from_millis(100),
     most: Duration::from_secs(5),
@@ -89,6 +90,7 @@ pub struct Collector {
     sending: bool,
     watching: bool, // the read under way
     resting: bool,  // until a timer wakes it
+    tending: bool,
     checkpointing: bool,
     syncing: bool,
     concluding: bool,
@@ -168,6 +170,7 @@ impl Collector {
             sending: false,
             watching: false,
             resting: false,
+            tending: false,
             checkpointing: false,
             syncing: false,
             concluding: false,
@@ -183,7 +186,7 @@ impl Actor for Collector {
         let (tell, mut fates) = unbounded_channel(); // as many as there are batches in the window
         self.tell = Some(tell);
         ctx.add_stream(stream::poll_fn(move |cx| fates.poll_recv(cx)));
-        (self.sending, self.watching, self.resting) = (false, false, false);
+        (self.sending, self.watching, self.resting, self.tending) = (false, false, false, false);
         (self.checkpointing, self.syncing, self.concluding) = (false, false, false);
         (self.unwritten, self.unsynced) = (true, true); // a checkpoint under way fell with the last life
         self.go_back();
@@ -287,8 +290,11 @@ impl Collector {
             }
             return;
         }
-        if self.draining || self.ended || self.resting || self.window.len() >= WINDOW {
+        if self.draining || self.ended || self.resting {
             return;
+        }
+        if self.window.len() >= WINDOW {
+            return self.tend_later(ctx);
         }
         fail::fail_point!("collector-read");
         let mut most = CHUNK * CHUNKS_A_READ as u64;
@@ -301,26 +307,42 @@ impl Collector {
         let mut claimed = self.share.claim(most);
         if claimed < most.min(CHUNK) && !self.window.is_empty() {
             self.share.give_back(claimed);
-            return; // what is settled makes room, and pumps
+            return self.tend_later(ctx); // what is settled makes room, and pumps
         }
         if claimed < most.min(CHUNK) {
             let missing = most.min(CHUNK) - claimed; // at least one batch, else nothing would ever move
             self.share.exceed(missing);
             claimed += missing;
         }
-        let Some(mut input) = self.input.take() else { return };
         let want = Want {
             chunks: CHUNKS_A_READ.min(WINDOW - self.window.len()),
             bytes: claimed as usize,
         };
+        self.read(Some(want), claimed, ctx);
+    }
+    /// There is no room to read into, perhaps for long: the input still has to look after its files.
+    fn tend_later(&mut self, ctx: &mut Context<Self>) {
+        if std::mem::replace(&mut self.tending, true) {
+            return;
+        }
+        ctx.run_later(TEND_EVERY, |me, ctx| {
+            me.tending = false;
+            if me.reading.is_none() && !me.ended && !me.draining && !me.resting {
+                me.tell_settled = true;
+                me.read(None, 0, ctx);
+            }
+        });
+    }
+    fn read(&mut self, want: Option<Want>, claimed: u64, ctx: &mut Context<Self>) {
+        let Some(mut input) = self.input.take() else { return };
         let tell_settled = std::mem::take(&mut self.tell_settled);
         self.reading = Some(Errand::start(move || {
-            let mut chunks = Vec::with_capacity(want.chunks);
+            let mut chunks = Vec::with_capacity(CHUNKS_A_READ);
             let result = guarded(&mut input, |input| {
                 if tell_settled {
                     input.settled();
                 }
-                input.read(want, &mut chunks)
+                want.map_or(Ok(Next::More), |want| input.read(want, &mut chunks))
             });
             ReadDone {
                 input,
@@ -372,6 +394,8 @@ impl Collector {
                     slog::info!(self.parts.log, "input can be read again");
                 }
                 self.errors_in_a_row = 0;
+                self.unwritten |= self.parts.journal.is_some(); // it may have met new files
+                self.checkpoint_later(ctx);
                 match next {
                     Next::More => {}
                     Next::Idle(wait) => self.rest(wait, ctx),

@@ -169,11 +169,8 @@ where
                 pulse.drained();
                 return Ended::Drained;
             }
-            in_a_row = if began.elapsed() >= restarts.healthy_after {
-                1
-            } else {
-                in_a_row + 1
-            };
+            let rested = pulse.take_progress() || began.elapsed() >= restarts.healthy_after;
+            in_a_row = if rested { 1 } else { in_a_row + 1 };
             // At once, not after the wait: it drops the fallen life's futures, and with them the room that they hold or queue for.
             match catch_unwind(AssertUnwindSafe(|| run.restart())) {
                 Ok(true) => {}
