@@ -1,5 +1,9 @@
 //! kill -9 at random moments, while the file is written and rotated: nothing is missing, and what is doubled is bounded. 50 times
 //! here; `make soak` sets CRASH_KILLS=1000.
+#![allow(
+    clippy::disallowed_methods,
+    reason = "real files and processes are waited for in small steps"
+)]
 mod kit;
 use std::{
     fs::{File, OpenOptions, rename},
@@ -70,7 +74,12 @@ outputs = [{{ plugin = "logr", path = "{0}/out/a.log", max_size = "700KiB", keep
 
     let mut random = 0x2545_F491_4F6C_DD1Du64;
     for _ in 0..kills {
-        let mut agent = place.agent(&args).stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn().unwrap();
+        let mut agent = place
+            .agent(&args)
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
         random ^= random << 13;
         random ^= random >> 7;
         random ^= random << 17;
@@ -91,7 +100,10 @@ outputs = [{{ plugin = "logr", path = "{0}/out/a.log", max_size = "700KiB", keep
     // In flight: a tenth of a second of the rate is the most that one read takes, and two may be under way; and 50 ms of checkpoints.
     let window = 2 * RATE / 10 + RATE / 20;
     let most = kills * window / LINE;
-    println!("{kills} kills, {written} lines, {verdict:?}, doubled a kill {:.0}", verdict.doubled as f64 / kills as f64);
+    println!(
+        "{kills} kills, {written} lines, {verdict:?}, doubled a kill {:.0}",
+        verdict.doubled as f64 / kills as f64
+    );
     assert_eq!((verdict.missing, verdict.torn), (0, 0), "{verdict:?}");
     assert!(verdict.doubled <= most, "{} doubled, at most {most}", verdict.doubled);
     assert_eq!(verdict.reordered, 0, "within each file, first arrivals are in order");

@@ -22,8 +22,8 @@ use crate::{
     },
     checkpoint::Journal,
     clock::SharedClock,
-    log::{LevelSwitch, Recent},
     deadletter::DeadLetter,
+    log::{LevelSwitch, Recent},
     messages::{
         collect::{AwaitClosed, AwaitEnd, CollectorView, Hurry, ObserveCollector, ObserveSink, Ship, SinkView},
         control::*,
@@ -534,7 +534,10 @@ impl House {
     }
     pub fn actors(&self) -> Vec<ActorView> {
         let control = [&self.root, &self.http].map(|pulse| actor_view(pulse, None));
-        let actors = control.into_iter().chain(self.pipelines.iter().flat_map(Pipeline::actors)).collect::<Vec<_>>();
+        let actors = control
+            .into_iter()
+            .chain(self.pipelines.iter().flat_map(Pipeline::actors))
+            .collect::<Vec<_>>();
         for actor in &actors {
             self.metrics
                 .waited
@@ -740,7 +743,13 @@ impl Handler<AskReopen> for Root {
 /// Runs until all inputs have ended, the far side has left, or somebody stops it. `ready` is called once.
 pub async fn run(mut start: Start, ready: impl FnOnce(Result<(), String>)) -> Ended {
     let made = async {
-        let tls = start.settings.http.tls.as_ref().map(|tls| web::tls::server_config(&tls.cert, &tls.key)).transpose()?;
+        let tls = start
+            .settings
+            .http
+            .tls
+            .as_ref()
+            .map(|tls| web::tls::server_config(&tls.cert, &tls.key))
+            .transpose()?;
         Ok((Arc::new(House::build(&start).await?), tls))
     };
     let (house, tls) = match made.await {
@@ -748,10 +757,18 @@ pub async fn run(mut start: Start, ready: impl FnOnce(Result<(), String>)) -> En
         Err(error) => {
             let error: String = error;
             ready(Err(error.clone()));
-            return Ended { code: 1, why: error, counts: vec![] };
+            return Ended {
+                code: 1,
+                why: error,
+                counts: vec![],
+            };
         }
     };
-    let http = start.http.as_ref().and_then(|listener| listener.local_addr().ok()).map(|address| address.to_string());
+    let http = start
+        .http
+        .as_ref()
+        .and_then(|listener| listener.local_addr().ok())
+        .map(|address| address.to_string());
     let known = Known {
         host: start.host.clone(),
         started: start.clock.wall(),
@@ -762,9 +779,18 @@ pub async fn run(mut start: Start, ready: impl FnOnce(Result<(), String>)) -> En
         recent: start.recent,
         stopping: house.stopping.clone(),
     };
-    let root = Root { house: house.clone(), known, orders: start.orders };
-    let (root, _) =
-        supervise(Restarts::CONTROL, house.stopping.clone(), house.root.clone(), start.log.clone(), |_, _| root);
+    let root = Root {
+        house: house.clone(),
+        known,
+        orders: start.orders,
+    };
+    let (root, _) = supervise(
+        Restarts::CONTROL,
+        house.stopping.clone(),
+        house.root.clone(),
+        start.log.clone(),
+        |_, _| root,
+    );
     let api = HttpApi::new(HttpApiParts {
         ask: Ask::of(&root),
         http: start.http.take(),
@@ -776,7 +802,13 @@ pub async fn run(mut start: Start, ready: impl FnOnce(Result<(), String>)) -> En
         metrics: start.metrics.clone(),
         clock: start.clock.clone(),
     });
-    let (api, _) = supervise(Restarts::CONTROL, house.stopping.clone(), house.http.clone(), start.log.clone(), |_, _| api);
+    let (api, _) = supervise(
+        Restarts::CONTROL,
+        house.stopping.clone(),
+        house.http.clone(),
+        start.log.clone(),
+        |_, _| api,
+    );
     ready(Ok(()));
     let why = house.until_over(&mut start.signals).await;
     let ended = house.stop(why, start.settings.agent.drain, &start.log).await;
@@ -809,7 +841,11 @@ where
 impl House {
     /// Until somebody asks for a stop, all inputs have ended, or the far side has left.
     async fn until_over(&self, signals: &mut mpsc::Receiver<Signal>) -> Why {
-        let all_ended = join_all(self.pipelines.iter().map(|p| until_answered(&p.collector.addr, || AwaitEnd)));
+        let all_ended = join_all(
+            self.pipelines
+                .iter()
+                .map(|p| until_answered(&p.collector.addr, || AwaitEnd)),
+        );
         let closed = self.pipelines.iter().flat_map(|p| &p.sinks);
         let closed = select_all(closed.map(|s| Box::pin(until_answered(&s.stage.addr, || AwaitClosed))));
         tokio::pin!(all_ended, closed);
