@@ -427,7 +427,9 @@ fn stuck(drain: &str) -> (Home, Child) {
         home.data()
     );
     fs::write(home.config(), text).unwrap();
-    let child = home.foreground(Stdio::piped());
+    let mut child = home.foreground(Stdio::piped());
+    // The first byte is here, so the first write is under way; it is larger than what the pipe takes.
+    child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
     (home, child)
 }
 

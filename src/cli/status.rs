@@ -155,7 +155,7 @@ mod tests {
             "name": "nginx", "events_in": 1200, "filtered": 2, "error": null,
             "outputs": [{ "name": "kafka", "delivered": 1000, "dropped": 0, "dead": 0, "waiting": 198, "breaker": "open", "error": "no route" }],
         }]});
-        let page = page(&agent, &health, &pipelines, "2026-11-23T12:03:00Z".parse().unwrap());
+        let page = page(&agent, &health, &pipelines, "2026-11-23T12:03:01Z".parse().unwrap());
         assert_eq!(
             page,
             "running   pid 7, since 2026-11-23T10:00:00Z (2h 3m)\n\

@@ -21,9 +21,9 @@ use crate::{
 
 /// What the agent is given to say that it has heard.
 const ANSWER: Duration = Duration::from_secs(5);
-/// What it is given to leave at once, before it is killed; and before it is told so again.
+/// What it is given to leave at once, before it is killed; and how often it is told so.
 const AT_ONCE: Duration = Duration::from_secs(3);
-const SECOND_WORD: Duration = Duration::from_millis(300);
+const NEXT_WORD: Duration = Duration::from_millis(300);
 const UNSEEN: &str = "its process cannot be seen from here (another container or host?)";
 
 pub fn run(place: &Place, how: &Stopping) -> Done {
@@ -90,10 +90,11 @@ pub fn stop(dir: &Path, timeout: Duration, force: bool) -> Result<Option<End>, F
             holder.pid
         )));
     };
-    // One signal if it drains already, two if it had not heard of a stop: it leaves at once, with a word.
-    for patience in [SECOND_WORD, AT_ONCE] {
+    // One signal if it drains already, two if it had not heard of a stop: it leaves at once, with a word. Two that come close are one.
+    let until = Instant::now() + AT_ONCE;
+    while Instant::now() < until {
         process.signal(Signal::SIGTERM).map_err(kill)?;
-        if process.wait(patience) {
+        if process.wait(NEXT_WORD) {
             return Ok(Some(end(dir, holder)));
         }
     }
