@@ -618,7 +618,7 @@ impl House {
                 } else {
                     file.reason.clone()
                 };
-                return format!("{what} is {} by pipeline `{pipeline}`: {reason}", file.state.word());
+                return format!("{what}: {}, by pipeline `{pipeline}`: {reason}", file.state.word());
             }
             if file.path.ends_with(what) {
                 near = Some(file.path);
