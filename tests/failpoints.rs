@@ -46,16 +46,31 @@ outputs = [
     let args = ["--once", "-config", config.to_str().unwrap()];
     let mut agent = place.agent(&args);
     // A checkpoint is written once in 50 ms, a rotation done every 4 MiB: these pass rarely.
-    let share = if ["checkpoint-write", "logr-rotate"].contains(&point) { 50 } else { 5 };
+    let share = if ["checkpoint-write", "logr-rotate"].contains(&point) {
+        50
+    } else {
+        5
+    };
     agent.env("FAILPOINTS", format!("{point}={share}%panic"));
     let ended = finish(agent.spawn().unwrap());
     let letters = String::from_utf8(place.read("data/deadletter/t.jsonl")).unwrap();
     for output in ["a", "b"] {
         let text = rotated(&place.path("out"), &format!("{output}.log"));
-        let dead = letters.lines().filter(|l| !l.contains("\"output\":\"logr") || output_is(l, output)).count() as u64;
+        let dead = letters
+            .lines()
+            .filter(|l| !l.contains("\"output\":\"logr") || output_is(l, output))
+            .count() as u64;
         let verdict = judge(&text, &[("a", LINES)]);
-        let expected = Verdict { lines: LINES - dead, missing: dead, ..Verdict::default() };
-        assert_eq!(verdict, expected, "{point}, output {output}, {dead} dead\n{}", ended.err);
+        let expected = Verdict {
+            lines: LINES - dead,
+            missing: dead,
+            ..Verdict::default()
+        };
+        assert_eq!(
+            verdict, expected,
+            "{point}, output {output}, {dead} dead\n{}",
+            ended.err
+        );
     }
     let falls = ended.err.matches(&format!("failpoint {point} panic")).count();
     assert!(falls > 0, "{point} never fell: {}", ended.err);
@@ -64,7 +79,11 @@ outputs = [
     falls
 }
 fn output_is(letter: &str, output: &str) -> bool {
-    letter.contains(if output == "a" { "\"output\":\"logr\"" } else { "\"output\":\"logr#2\"" })
+    letter.contains(if output == "a" {
+        "\"output\":\"logr\""
+    } else {
+        "\"output\":\"logr#2\""
+    })
 }
 
 #[test]

@@ -127,9 +127,14 @@ pub fn len(path: &Path) -> u64 {
 /// What a rotating output has written: its rotated files (their names rise with time), then the present one.
 pub fn rotated(dir: &Path, name: &str) -> Vec<u8> {
     let before = format!("{name}.");
-    let mut old = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect::<Vec<_>>();
+    let mut old = std::fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect::<Vec<_>>();
     old.retain(|path| path.file_name().unwrap().to_str().unwrap().starts_with(&before));
     old.sort();
     old.push(dir.join(name));
-    old.iter().flat_map(|path| std::fs::read(path).unwrap_or_default()).collect()
+    old.iter()
+        .flat_map(|path| std::fs::read(path).unwrap_or_default())
+        .collect()
 }
