@@ -1,6 +1,6 @@
 //! A pipeline of real actors between an input and outputs in memory.
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
@@ -19,24 +19,24 @@ use luffly_agent::{
             meter::{OutputMeter, PipelineMeter},
             sink::{Sink, SinkParts},
         },
-        kit::{Port, Pulse, Restarts, SharedPulse, Stopping, Weight, supervise},
+        kit::{Carried, Port, Pulse, Restarts, SharedPulse, Stopping, Weight, supervise},
     },
     clock,
     deadletter::DeadLetter,
-    messages::collect::{AwaitEnd, ObserveCollector, ObserveSink},
+    messages::collect::{AwaitEnd, ObserveCollector, ObserveSink, Ship},
     metrics::{Metrics, SharedMetrics},
     model::{Batch, Chunk, Events, Host, Origin},
     plugins::{
         filters::{Dropped, Filter},
         inputs::{Input, InputError, Next, Want},
-        outputs::{Output, OutputError, Written},
+        outputs::{Output, OutputError, Syncer, Written},
     },
     retry::Backoff,
     settings::WhenFull,
 };
 
 /// Falls once in `one_in` rolls; 0 never falls.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct Dice {
     state: Arc<AtomicU64>,
     one_in: u64,
@@ -148,9 +148,12 @@ impl Input for Numbers {
 }
 
 /// Passes all; falls by the dice, and always over these.
+#[derive(Default)]
 pub struct Through {
     pub dice: Dice,
     pub deadly: HashSet<&'static str>,
+    /// How often each event came through.
+    pub calls: Arc<Mutex<HashMap<Vec<u8>, u32>>>,
 }
 impl Filter for Through {
     fn apply(&mut self, events: Events, _: &mut Dropped) -> Events {
@@ -159,6 +162,11 @@ impl Filter for Through {
             .iter()
             .any(|e| self.deadly.contains(std::str::from_utf8(e).unwrap()));
         assert!(!falls, "fell");
+        let mut calls = self.calls.lock().unwrap();
+        events
+            .iter()
+            .for_each(|event| *calls.entry(event.to_vec()).or_default() += 1);
+        drop(calls);
         events
     }
 }
@@ -173,6 +181,9 @@ pub struct TargetInner {
     pub broken: AtomicBool,
     /// While set, it hangs.
     pub hangs: AtomicBool,
+    /// While set, its syncs hang.
+    pub syncs_hang: AtomicBool,
+    pub syncs: AtomicU64,
 }
 impl Target {
     pub fn numbers(&self) -> Vec<u64> {
@@ -226,15 +237,50 @@ impl Output for Memory {
         self.settled = whole;
         Written::all(batches.len())
     }
+    fn syncer(&mut self) -> Syncer {
+        let target = self.target.clone();
+        Box::new(move || {
+            while target.0.syncs_hang.load(SeqCst) {
+                std::thread::park_timeout(Duration::from_millis(1));
+            }
+            target.0.syncs.fetch_add(1, SeqCst);
+            Ok(())
+        })
+    }
+}
+
+/// Stands between two stages and loses messages by the dice, as a stage does whose handler falls.
+struct Loses {
+    to: Recipient<Carried<Ship>>,
+    dice: Dice,
+}
+impl Actor for Loses {
+    type Context = Context<Self>;
+}
+impl Handler<Carried<Ship>> for Loses {
+    type Result = ();
+    fn handle(&mut self, carried: Carried<Ship>, _: &mut Self::Context) {
+        // Without a receipt it is counted as waiting already, and nobody would send it again.
+        if carried.msg.receipt.is_none() || !self.dice.hits() {
+            self.to.try_send(carried).ok().unwrap();
+        }
+    }
+}
+fn losing(to: Recipient<Carried<Ship>>, dice: &Dice) -> Recipient<Carried<Ship>> {
+    Loses { to, dice: dice.clone() }.start().recipient()
 }
 
 pub struct Plan {
-    pub input: Numbers,
+    pub input: Box<dyn Input>,
     pub filter: Through,
     pub outputs: Vec<(Memory, WhenFull, WhenFull)>,
     pub read_size: u32,
     pub write_size: u32,
     pub memory: u64,
+    /// The longest wait of an output before it tries again.
+    pub retry: Duration,
+    /// Messages between the stages are lost.
+    pub losses: Dice,
 }
 pub struct House {
     pub metrics: SharedMetrics,
@@ -288,7 +334,7 @@ impl House {
                     events: plan.write_size,
                     kib: 1024,
                 },
-                backoff: Backoff::new(Duration::from_millis(1), Duration::from_millis(4)),
+                backoff: Backoff::new(plan.retry / 4, plan.retry),
                 meter: meter.clone(),
                 pipeline: "t".into(),
                 label: label.as_str().into(),
@@ -299,7 +345,7 @@ impl House {
             };
             let addr = raise(&stopping, &pulse, || Sink::new(parts));
             let port = Port::new(
-                addr.clone().recipient(),
+                losing(addr.clone().recipient(), &plan.losses),
                 Weight {
                     events: plan.write_size,
                     kib: 1024,
@@ -327,9 +373,9 @@ impl House {
         let filter = raise(&stopping, &filter_pulse, || FilterStage::new(parts));
         let collector_pulse = pulse("collector/t");
         let parts = CollectorParts {
-            input: Box::new(plan.input),
+            input: plan.input,
             next: Port::new(
-                filter.clone().recipient(),
+                losing(filter.clone().recipient(), &plan.losses),
                 Weight {
                     events: plan.read_size,
                     kib: 1024,

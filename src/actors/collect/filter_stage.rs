@@ -1,7 +1,7 @@
 //! Runs a pipeline's filters, in order, over each batch and hands the result to every output.
 //! Hears: Ship. Says: Ship → Sinks. Bound: its Port's room. Waits: for room at a Sink that blocks.
 use std::{
-    collections::VecDeque,
+    collections::{HashMap, VecDeque},
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
@@ -18,7 +18,7 @@ use crate::{
     },
     deadletter::{DeadLetter, Letter},
     messages::{collect::Ship, control::Drain, receipt::Receipt},
-    model::{Batch, Events},
+    model::{Batch, Events, Lane},
     plugins::filters::{Dropped, Filter},
 };
 
@@ -48,7 +48,8 @@ pub struct FilterStageParts {
 pub struct FilterStage {
     parts: FilterStageParts,
     // Survives a fall.
-    queue: VecDeque<Passing>, // bounded by the room in it
+    queue: VecDeque<Passing>,  // bounded by the room in it
+    lanes: HashMap<Lane, u64>, // the next seq of each
     falls: Falls,
     salvage: Option<Salvage>, // of the front, which nobody else touches
     burying: Option<Errand<Result<(), String>>>,
@@ -75,6 +76,7 @@ impl FilterStage {
         Self {
             parts,
             queue: VecDeque::new(),
+            lanes: HashMap::new(),
             falls,
             salvage: None,
             burying: None,
@@ -102,6 +104,12 @@ impl Handler<Carried<Ship>> for FilterStage {
         ctx: &mut Self::Context,
     ) {
         fail::fail_point!("filter-hear"); // a message lost: its receipt says "again"
+        let next = self.lanes.entry(batch.lane).or_insert(batch.low);
+        *next = batch.low.max(*next);
+        if batch.seq > *next {
+            return; // out of turn, so "again" too: an output that drops could not take the lost one after this one
+        }
+        *next = (*next).max(batch.seq + 1);
         self.queue.push_back(Passing {
             batch,
             receipt,

@@ -167,6 +167,8 @@ where
             };
             if farewell.0.load(SeqCst) {
                 pulse.drained();
+                // Who fell over its own farewell would fall again here.
+                let _ = catch_unwind(AssertUnwindSafe(|| drop(run)));
                 return Ended::Drained;
             }
             let rested = pulse.take_progress() || began.elapsed() >= restarts.healthy_after;
