@@ -30,6 +30,7 @@ use crate::{
     },
     metrics::SharedMetrics,
     model::{FileStatus, Host, file_status::SharedFileBoard},
+    os,
     plugins::{self, filters, inputs, outputs},
     retry::Backoff,
     settings::{self, Settings, WhenFull},
@@ -38,6 +39,9 @@ use crate::{
 
 /// How long an answer of a stage is waited for; a stage that is being raised again may need some seconds.
 const ANSWER: Duration = Duration::from_secs(1);
+
+/// What only a start needs is not needed any more.
+const SETTLED_IN: Duration = Duration::from_secs(1);
 
 pub struct Start {
     pub settings: Settings,
@@ -810,6 +814,10 @@ pub async fn run(mut start: Start, ready: impl FnOnce(Result<(), String>)) -> En
         |_, _| api,
     );
     ready(Ok(()));
+    actix_rt::spawn(async {
+        tokio::time::sleep(SETTLED_IN).await;
+        os::release_code();
+    });
     let why = house.until_over(&mut start.signals).await;
     let ended = house.stop(why, start.settings.agent.drain, &start.log).await;
     // Last: whoever looks on sees the drain.

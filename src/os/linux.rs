@@ -12,7 +12,9 @@ pub use background::{Child, Forked, Outcome, Ready, into_background};
 pub use files::{
     DirError, Holder, Lock, LockError, PRIVATE_DIR, PRIVATE_FILE, holder, private_dir, private_temp_dir, write_private,
 };
-pub use process::{Process, close_inherited, own_uid, prepare_signals, raise_open_files, redirect_stderr, set_nice};
+pub use process::{
+    Process, close_inherited, own_uid, prepare_signals, raise_open_files, redirect_stderr, release_code, set_nice,
+};
 pub use sockets::{LocalAddress, bind_private};
 
 /// Time since boot, suspend included.
@@ -66,6 +68,13 @@ pub fn next_data(file: &std::fs::File, from: u64) -> std::io::Result<Option<u64>
         Err(Errno::EINVAL) => Ok(Some(from)), // a file system that knows no holes
         Err(errno) => Err(errno.into()),
     }
+}
+
+/// A pipe or a socket: a poll says truly whether reading it would wait. (Of a file on a disk it always says no.)
+pub fn is_stream(fd: &impl std::os::fd::AsFd) -> bool {
+    use nix::sys::stat::{SFlag, fstat};
+    let kind = fstat(fd).map(|stat| SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT);
+    matches!(kind, Ok(SFlag::S_IFIFO | SFlag::S_IFSOCK))
 }
 
 /// How many files this process may have open.

@@ -28,8 +28,8 @@ use crate::{
     plugins::inputs::{Input, InputError, Next, Want},
 };
 
-/// Batches that may be under way: 8 keep all stages busy (measured), twice that hides the joined writes of a sink.
-const WINDOW: usize = 16;
+/// Batches that may be under way: 8 keep all stages busy, and so few buffers stay in the processor's cache (16: 10 % slower).
+const WINDOW: usize = 8;
 /// So many chunks in one call of `read`: it shares the cost of the hand-over to the blocking thread.
 const CHUNKS_A_READ: usize = 4;
 const CHUNK: u64 = 256 * 1024;
@@ -335,9 +335,22 @@ impl Collector {
     }
     fn read(&mut self, want: Option<Want>, claimed: u64, ctx: &mut Context<Self>) {
         let Some(mut input) = self.input.take() else { return };
+        let mut chunks = Vec::with_capacity(CHUNKS_A_READ);
         let tell_settled = std::mem::take(&mut self.tell_settled);
+        if let (Some(want), false) = (want, tell_settled) {
+            let at_once = guarded(&mut input, |input| input.read_at_once(want, &mut chunks));
+            if let Some(result) = at_once.transpose() {
+                let done = ReadDone {
+                    input,
+                    chunks,
+                    claimed,
+                    result,
+                };
+                self.reading = Some(Errand::done_with(done));
+                return self.read_on(ctx);
+            }
+        }
         self.reading = Some(Errand::start(move || {
-            let mut chunks = Vec::with_capacity(CHUNKS_A_READ);
             let result = guarded(&mut input, |input| {
                 if tell_settled {
                     input.settled();

@@ -27,6 +27,10 @@ impl<T: Send + 'static> Errand<T> {
             work,
         )))))
     }
+    /// What was done already.
+    pub fn done_with(result: T) -> Self {
+        Self(Rc::new(RefCell::new(State::Done(Some(result)))))
+    }
     /// Resolves when there is something to take. May be waited for again by the next life.
     pub fn done(&self) -> impl Future<Output = ()> + use<T> {
         let state = self.0.clone();

@@ -71,6 +71,11 @@ pub struct InputError(pub String);
 pub trait Input: Send {
     /// Reads up to `want` into `into`. Waits for at most about 100 ms, so that a stop is heard.
     fn read(&mut self, want: Want, into: &mut Vec<Chunk>) -> Result<Next, InputError>;
+    /// If a poll says that a read would find something and wait for nothing: reads. None: it might wait, so `read` must do it. It runs
+    /// where the Collector lives and saves the way to the blocking thread and back.
+    fn read_at_once(&mut self, _want: Want, _into: &mut Vec<Chunk>) -> Option<Result<Next, InputError>> {
+        None
+    }
     /// Goes back to what the journal says, after the Collector has lost what was read since (it never does by itself).
     fn rewinds(&self) -> bool;
     /// Told about once in 50 ms how far things are settled; the place to let go of files that are done with.

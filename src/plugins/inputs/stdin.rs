@@ -14,6 +14,7 @@ use serde::Deserialize;
 use super::*;
 use crate::{
     model::{Events, Origin, units::Size},
+    os,
     plugins::{
         BadValue,
         framing::{self, CHUNK, Counts, OnLongLine, Pool, Rules, SMALL, leading_nuls},
@@ -75,12 +76,15 @@ pub struct Stdin {
     /// Of `buffer[0]` in the stream.
     offset: u64,
     ended: bool,
+    /// A poll says truly whether a read would wait.
+    polls: bool,
 }
 
 impl Stdin {
     /// Over any descriptor that can be polled and read.
     pub fn over(fd: OwnedFd, rules: Rules, context: InputContext) -> Self {
         let _ = fcntl(&fd, FcntlArg::F_SETPIPE_SZ(PIPE_SIZE));
+        let polls = os::is_stream(&fd);
         let mut pool = Pool::default();
         Self {
             fd,
@@ -97,6 +101,7 @@ impl Stdin {
             passing: false,
             offset: 0,
             ended: false,
+            polls,
         }
     }
 
@@ -206,6 +211,20 @@ impl Stdin {
 
 impl Input for Stdin {
     fn read(&mut self, want: Want, into: &mut Vec<Chunk>) -> Result<Next, InputError> {
+        self.read_within(WAIT_MS, want, into)
+    }
+    fn read_at_once(&mut self, want: Want, into: &mut Vec<Chunk>) -> Option<Result<Next, InputError>> {
+        let ready = self.polls && self.is_ready(PollTimeout::ZERO).unwrap_or(false);
+        ready.then(|| self.read_within(0, want, into))
+    }
+    fn rewinds(&self) -> bool {
+        false
+    }
+}
+
+impl Stdin {
+    /// Waits at most so long for the first byte.
+    fn read_within(&mut self, wait_ms: u8, want: Want, into: &mut Vec<Chunk>) -> Result<Next, InputError> {
         let before = into.len();
         let mut room = want.bytes;
         while into.len() - before < want.chunks && (room > 0 || into.len() == before) {
@@ -218,7 +237,7 @@ impl Input for Stdin {
             if self.ended {
                 return Ok(if into.len() == before { Next::Ended } else { Next::More });
             }
-            let wait = if into.len() == before { WAIT_MS } else { 0 };
+            let wait = if into.len() == before { wait_ms } else { 0 };
             match self.is_ready(wait.into()).and_then(|ready| {
                 if ready {
                     self.fill()?;
@@ -233,9 +252,6 @@ impl Input for Stdin {
             }
         }
         Ok(Next::More)
-    }
-    fn rewinds(&self) -> bool {
-        false
     }
 }
 
