@@ -56,9 +56,14 @@ impl Place {
     }
     /// `agent start --foreground` with these settings, until it is ready; its log goes to `log`.
     pub fn start(&self, settings: &Path, stdout: Stdio) -> Running {
+        self.start_with(settings, stdout, "")
+    }
+    /// The same, with failpoints as `name=5%panic;…` (they need the feature of that name).
+    pub fn start_with(&self, settings: &Path, stdout: Stdio, failpoints: &str) -> Running {
         let log = std::fs::File::create(self.path("log")).unwrap();
         let child = self
             .agent(&["start", "--foreground", "-config", settings.to_str().unwrap()])
+            .env("FAILPOINTS", failpoints)
             .stdout(stdout)
             .stderr(log)
             .spawn()
