@@ -1,9 +1,12 @@
 #!/usr/bin/env bash
-# Looks for what happens once in a thousand times: property tests with many more cases, then every test with failpoints, again and again.
-#   MINUTES=10 CASES=5000 scripts/soak.sh
+# Looks for what happens once in a thousand times: kills -9 at random moments, then property tests with many more cases and every test with
+# failpoints, again and again. MINUTES=0: the kills alone.
+#   KILLS=1000 MINUTES=10 CASES=5000 scripts/soak.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
 minutes=${MINUTES:-10}
+echo "soak: ${KILLS:-1000} kills"
+CRASH_KILLS=${KILLS:-1000} cargo test --test crash -- --nocapture
 export PROPTEST_CASES=${CASES:-5000}
 until=$((SECONDS + minutes * 60))
 round=0

@@ -151,7 +151,7 @@ fn live(mut settings: Settings, mode: Mode, ready: Option<Ready>) -> ! {
                 Some(ready) => ready.failed(failure.code, &failure.text),
                 None => complain(&failure.text),
             }
-            std::process::exit(failure.code.into())
+            end_process(failure.code)
         }
     };
     log_panics(&log);
@@ -161,6 +161,7 @@ fn live(mut settings: Settings, mode: Mode, ready: Option<Ready>) -> ! {
     let leaving = Arc::new(Leaving {
         log: log.clone(),
         on_stderr: settings.log.file.is_none(),
+        clock: clock.clone(),
         data: Mutex::new(None),
         parent: Mutex::new(ready),
         was_ready: AtomicBool::new(false),
@@ -245,7 +246,8 @@ fn prepare(
     let token = identity::token(&dir.join("admin.token")).map_err(Failure::plain)?;
     let http = listen_http(&settings.http, log)?;
     let (to_root, signals) = tokio::sync::mpsc::channel(4);
-    signals::listen(to_root, log.clone(), settings.agent.drain, leaving.clone())
+    let (orders, asked) = tokio::sync::mpsc::channel(4);
+    signals::listen(to_root, asked, log.clone(), settings.agent.drain, leaving.clone())
         .map_err(|e| Failure::plain(format!("could not listen for signals: {e}")))?;
     Ok(Start {
         settings,
@@ -259,6 +261,7 @@ fn prepare(
         socket: Some(socket),
         http,
         signals,
+        orders,
         token,
         background: mode == Mode::Background,
     })
@@ -347,6 +350,7 @@ fn tune_allocator() {
 pub(crate) struct Leaving {
     log: Arc<Log>,
     on_stderr: bool,
+    clock: SharedClock,
     data: Mutex<Option<DataDir>>,
     /// Who waits to hear that we are ready.
     parent: Mutex<Option<Ready>>,
@@ -389,7 +393,7 @@ impl Leaving {
                 code,
                 why: why.clone(),
                 counts: counts.into_iter().collect::<BTreeMap<_, _>>(),
-                ended: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+                ended: self.clock.wall().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
                 version: VERSION.to_owned(),
                 pid: std::process::id(),
             };
@@ -406,8 +410,16 @@ impl Leaving {
             None => {}
         }
         self.log.finish(LAST_WORDS);
-        std::process::exit(code.into())
+        end_process(code)
     }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the one place; all that is to be put in order is"
+)]
+fn end_process(code: u8) -> ! {
+    std::process::exit(code.into())
 }
 
 /// Does it on another thread, and waits no longer than that.

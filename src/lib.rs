@@ -1,5 +1,21 @@
-//! The agent of a host: collects events, and says that it is alive. (The map; see each module's first lines.)
+//! The agent of a host: collects events, and is seen. The library behind the binary `agent`.
+//!
+//! ```text
+//! main → cli → agent ─► actors::root ─► Collector ─Port─► FilterStage ─Port─► Sink, Sink, …      (one such row a pipeline)
+//!                            │               │ mounts          │ runs            │ mounts
+//!                            │            plugins::inputs   plugins::filters   plugins::outputs
+//!                            └► HttpApi ─► web (pages)
+//! ```
+//!
+//! * Everything that lives is a supervised actor (`actors`); actors talk only through the typed messages in `messages`.
+//! * Everything that thinks is a plain function or trait without actix: `plugins`, `checkpoint`, `retry`, `settings`, `model`.
+//! * A receipt travels with every batch, and the Collector keeps the batch until all have settled it: any stage may fall at any moment.
+//! * Every way in is bounded (a `Port`), every wait for the outside has a limit, every restart a backoff.
+//! * Time comes from `clock`, the system from `os`. Only `agent` ends the process, only `settings` reads files and environment for them.
+//!
+//! Who may know whom is written, and tested, in `tests/layers/main.rs`. Why things are as they are: `docs/decisions.md`.
 #![warn(clippy::unwrap_used)] // `expect` with the reason; tests may
+
 pub mod actors;
 pub mod agent;
 pub mod checkpoint;

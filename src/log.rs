@@ -55,7 +55,8 @@ pub struct Log {
 
 /// Opens the log. Errors: the file cannot be made; the text says which.
 pub fn open(settings: &Settings, target: Target, clock: SharedClock, dropped: IntCounter) -> io::Result<Log> {
-    let level = LevelSwitch::new(settings.level, clock);
+    let level = LevelSwitch::new(settings.level, clock.clone());
+    let stamp = Stamp(clock);
     let recent = Recent::default();
     let reopen = Arc::new(AtomicBool::new(false));
     let in_terminal = match (&target, settings.format) {
@@ -64,21 +65,25 @@ pub fn open(settings: &Settings, target: Target, clock: SharedClock, dropped: In
         (Target::Stderr, LogFormat::Auto) => io::stderr().is_terminal(),
     };
     // The writer belongs to the writing thread alone; the Mutex is what slog asks for, and is never waited for.
+    let remember = Remember {
+        recent: recent.clone(),
+        stamp: stamp.clone(),
+    };
     let (core, guard) = match target {
         Target::Stderr if in_terminal => {
             let decorator = slog_term::TermDecorator::new().stderr().build();
-            queue(Both(recent.clone(), for_people(decorator)))
+            queue(Both(remember, for_people(stamp, decorator)))
         }
-        Target::Stderr => queue(Both(recent.clone(), json(Lines::new(io::stderr(), dropped.clone())))),
+        Target::Stderr => queue(Both(remember, json(stamp, Lines::new(io::stderr(), dropped.clone())))),
         Target::File { path, take_stderr } => {
             let file = RotatingFile::open(path, settings.max_size, settings.keep, take_stderr, reopen.clone())?;
             let lines = Lines::new(file, dropped.clone());
             match in_terminal {
                 true => queue(Both(
-                    recent.clone(),
-                    for_people(slog_term::PlainSyncDecorator::new(lines)),
+                    remember,
+                    for_people(stamp, slog_term::PlainSyncDecorator::new(lines)),
                 )),
-                false => queue(Both(recent.clone(), json(lines))),
+                false => queue(Both(remember, json(stamp, lines))),
             }
         }
     };
@@ -250,28 +255,41 @@ impl Drain for Overflow {
 
 // ---- forms
 
-fn wall(w: &mut dyn Write) -> io::Result<()> {
-    write!(w, "{}", jiff::Zoned::now().strftime("%Y-%m-%d %H:%M:%S%.3f"))
+/// The time of a record, as it is written.
+#[derive(Clone)]
+struct Stamp(SharedClock);
+impl Stamp {
+    fn for_people(&self) -> String {
+        let here = self.0.wall().to_zoned(jiff::tz::TimeZone::system());
+        here.strftime("%Y-%m-%d %H:%M:%S%.3f").to_string()
+    }
+    fn for_machines(&self) -> String {
+        self.0.wall().strftime("%Y-%m-%dT%H:%M:%S%.3fZ").to_string()
+    }
 }
+// slog asks for these; a clock that a panic left half set shows one wrong time at worst.
+impl UnwindSafe for Stamp {}
+impl RefUnwindSafe for Stamp {}
 
 fn for_people(
+    stamp: Stamp,
     decorator: impl slog_term::Decorator + Send + 'static,
 ) -> impl Drain<Ok = (), Err = Never> + Send + 'static {
     let format = slog_term::FullFormat::new(decorator)
-        .use_custom_timestamp(wall)
+        .use_custom_timestamp(move |w: &mut dyn Write| write!(w, "{}", stamp.for_people()))
         .use_original_order()
         .build();
     Mutex::new(format).ignore_res()
 }
 
-fn json(w: impl Write + Send + 'static) -> impl Drain<Ok = (), Err = Never> + Send + 'static {
+fn json(stamp: Stamp, w: impl Write + Send + 'static) -> impl Drain<Ok = (), Err = Never> + Send + 'static {
     let format = slog_json::Json::new(w)
         .set_flush(true)
         .add_key_value(o!(
             // slog hands them on last first: in the line the time stands first.
             "msg" => PushFnValue(|r: &Record, to| to.emit(r.msg())),
             "level" => FnValue(|r: &Record| r.level().as_str().to_ascii_lowercase()),
-            "ts" => FnValue(|_: &Record| jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S%.3fZ").to_string()),
+            "ts" => FnValue(move |_: &Record| stamp.for_machines()),
         ))
         .build();
     Mutex::new(format).ignore_res()
@@ -301,12 +319,17 @@ impl Recent {
         lock(&self.0).iter().cloned().collect()
     }
 }
-impl Drain for Recent {
+/// Puts records there.
+struct Remember {
+    recent: Recent,
+    stamp: Stamp,
+}
+impl Drain for Remember {
     type Ok = ();
     type Err = Never;
     fn log(&self, record: &Record, values: &OwnedKVList) -> Result<(), Never> {
         let line = Line::default();
-        json(line.clone()).log(record, values)?;
+        json(self.stamp.clone(), line.clone()).log(record, values)?;
         let bytes = std::mem::take(&mut *lock(&line.0));
         let mut text = String::from_utf8_lossy(&bytes).trim_end().to_owned();
         if text.len() > RECENT_BYTES {
@@ -320,7 +343,7 @@ impl Drain for Recent {
             text =
                 serde_json::json!({ "level": record.level().as_str(), "msg": message, "cut": text.len() }).to_string();
         }
-        let mut lines = lock(&self.0);
+        let mut lines = lock(&self.recent.0);
         if lines.len() == RECENT {
             lines.pop_front();
         }
@@ -604,7 +627,10 @@ mod tests {
         let (open_gate, gate) = mpsc::channel();
         let written = Line::default();
         let counter = counter();
-        let (core, guard) = queue(json(Lines::new(Gate(gate, written.clone()), counter.clone())));
+        let (core, guard) = queue(json(
+            Stamp(crate::clock::system()),
+            Lines::new(Gate(gate, written.clone()), counter.clone()),
+        ));
         let overflow = Overflow {
             core,
             lost: AtomicU64::new(0),

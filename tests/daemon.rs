@@ -149,6 +149,10 @@ fn ended(child: &mut Child) -> ExitStatus {
     status.unwrap()
 }
 #[track_caller]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "another process, which cannot call us: look, and look again"
+)]
 fn until(what: &str, mut happens: impl FnMut() -> bool) {
     let limit = Instant::now() + LONG;
     while !happens() {
@@ -206,7 +210,17 @@ fn start_status_stop() {
     );
     let null = |fd: &str| fs::read_link(format!("/proc/{pid}/fd/{fd}")).unwrap() == Path::new("/dev/null");
     assert!(null("0") && null("1"));
-    assert!(home.agent("status").is(0).out.contains(&format!("pid {pid}")));
+    let status = home.agent("status").is(0);
+    assert!(
+        status.out.contains(&format!("running   pid {pid}, ")) && status.out.contains("health    ok"),
+        "{status:?}"
+    );
+    assert_eq!(
+        home.agent("log-level debug --for 5m").is(0).out,
+        "log level is debug for 5m\n"
+    );
+    assert!(home.agent("status").is(0).out.contains("log level debug"));
+    home.agent("files").is(0);
 
     let stopped = home.agent("stop").is(0);
     assert!(stopped.out.starts_with("agent stopped; code=0 why="), "{stopped:?}");
@@ -413,8 +427,153 @@ fn stuck(drain: &str) -> (Home, Child) {
         home.data()
     );
     fs::write(home.config(), text).unwrap();
-    let child = home.foreground(Stdio::piped());
+    let mut child = home.foreground(Stdio::piped());
+    // The first byte is here, so the first write is under way; it is larger than what the pipe takes.
+    child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
     (home, child)
+}
+
+/// An agent that copies `in.log` to `out/x.log`.
+fn copying(retry: &str) -> Home {
+    let home = Home::new();
+    let at = |name: &str| home.root.path().join(name);
+    let text = format!(
+        "[agent]\ndata_dir = {:?}\ndrain = \"60s\"\n[http]\naddress = \"off\"\n[[pipeline]]\nname = \"copy\"\n\
+         input = {{ plugin = \"file\", paths = [{:?}] }}\noutputs = [{{ plugin = \"logr\", path = {:?}{retry} }}]\n",
+        home.data(),
+        at("in.log"),
+        at("out/x.log"),
+    );
+    fs::write(home.config(), text).unwrap();
+    home
+}
+
+#[test]
+fn a_stop_delivers_what_was_read_and_the_next_start_goes_on_from_there() {
+    let home = copying("");
+    let (from, to) = (home.root.path().join("in.log"), home.root.path().join("out/x.log"));
+    fs::create_dir(to.parent().unwrap()).unwrap();
+    let mut all = String::new();
+    for round in 0..3 {
+        let new = (0..20_000)
+            .map(|n| format!("round {round} line {n}\n"))
+            .collect::<String>();
+        all += &new;
+        fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&from)
+            .unwrap()
+            .write_all(new.as_bytes())
+            .unwrap();
+        home.agent("start").is(0);
+        home.agent("stop").is(0); // wherever it is by then
+        let there = fs::read_to_string(&to).unwrap_or_default();
+        assert!(
+            all.starts_with(&there),
+            "round {round}: nothing twice, torn or out of order"
+        );
+        let last = home.last_exit();
+        assert_eq!((&last["code"], &last["counts"]["lost"]), (&json!(0), &json!(0)));
+    }
+    home.agent("start").is(0);
+    until("all of it", || {
+        fs::read_to_string(&to).unwrap_or_default().len() >= all.len()
+    });
+    home.agent("stop").is(0);
+    assert!(fs::read_to_string(&to).unwrap() == all, "each line once");
+}
+
+#[test]
+fn a_stop_does_not_wait_for_a_backoff() {
+    let home = copying(", retry = { first = \"10m\", most = \"10m\" }");
+    fs::write(home.root.path().join("in.log"), "one\ntwo\n").unwrap();
+    let dir = home.root.path().join("out");
+    fs::write(&dir, "in the way").unwrap();
+    home.agent("start").is(0);
+    until("a failed write", || home.log().contains("output failed, trying again"));
+    fs::remove_file(&dir).unwrap();
+    fs::create_dir(&dir).unwrap();
+    let asked = Instant::now();
+    let stopped = home.agent("stop --timeout 50s").is(0);
+    assert!(asked.elapsed() < Duration::from_secs(20), "{:?}", asked.elapsed());
+    assert!(stopped.out.contains("delivered=2"), "{stopped:?}");
+    assert_eq!(fs::read_to_string(dir.join("x.log")).unwrap(), "one\ntwo\n");
+}
+
+/// Bare `agent` between two pipes.
+fn between_pipes() -> Child {
+    Command::new(env!("CARGO_BIN_EXE_agent"))
+        .args(["-http-address", "off"])
+        .env_remove("RUST_BACKTRACE")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+#[test]
+fn bare_it_copies_and_leaves_at_the_end_of_its_input() {
+    let mut agent = between_pipes();
+    let lines = (0..50_000).map(|n| format!("line {n}\n")).collect::<String>();
+    let (mut to, all) = (agent.stdin.take().unwrap(), lines.clone());
+    let writer = thread::spawn(move || to.write_all(all.as_bytes()));
+    let mut out = String::new();
+    agent.stdout.take().unwrap().read_to_string(&mut out).unwrap();
+    writer.join().unwrap().unwrap();
+    assert!(out == lines);
+    assert_eq!(ended(&mut agent).code(), Some(0));
+}
+
+#[test]
+fn bare_it_leaves_quietly_when_nobody_reads_any_more() {
+    let mut agent = between_pipes();
+    drop(agent.stdout.take());
+    let mut to = agent.stdin.take().unwrap();
+    to.write_all(b"for nobody\n").unwrap();
+    assert_eq!(ended(&mut agent).code(), Some(1));
+    let mut said = String::new();
+    agent.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    assert!(!said.contains("panic"), "{said}");
+    assert!(said.contains("\"msg\":\"stopped\""), "{said}");
+}
+
+#[test]
+fn bare_it_waits_without_spinning_while_nobody_reads() {
+    let mut agent = between_pipes();
+    let mut to = agent.stdin.take().unwrap();
+    // More than pipe and window hold: the writer must come to a stand.
+    let written = Arc::new(Mutex::new(0));
+    let (counts, line) = (written.clone(), "x".repeat(1023) + "\n");
+    let writer = thread::spawn(move || {
+        while to.write_all(line.as_bytes()).is_ok() {
+            *counts.lock().unwrap() += line.len();
+        }
+    });
+    let cpu = || {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", agent.id())).unwrap();
+        let fields = stat.rsplit_once(')').unwrap().1.split_whitespace().skip(11).take(2);
+        fields.map(|ticks| ticks.parse::<u64>().unwrap()).sum::<u64>()
+    };
+    // A second in which nothing moves: then what it costs is what waiting costs.
+    let (mut seen, mut since, mut before) = (0, Instant::now(), cpu());
+    until("a stand", || {
+        let now = *written.lock().unwrap();
+        if now != seen {
+            (seen, since, before) = (now, Instant::now(), cpu());
+        }
+        since.elapsed() > Duration::from_secs(1)
+    });
+    let ticks = cpu() - before;
+    assert!(
+        ticks <= 20,
+        "{ticks} hundredths of a second of CPU in one second of waiting"
+    );
+    assert!((64 << 10..256 << 20).contains(&seen), "{seen} bytes taken");
+    agent.kill().unwrap();
+    agent.wait().unwrap();
+    writer.join().unwrap();
 }
 
 #[test]
@@ -457,9 +616,12 @@ fn a_drain_ends_in_time_and_leaves_word() {
 #[test]
 fn stop_past_its_timeout_leaves_it_running_but_with_force() {
     let (home, mut child) = stuck("600s");
-    let left = home.agent("stop --timeout 100ms").is(1);
-    assert!(left.err.contains("is left running"), "{left:?}");
-    assert!(child.try_wait().unwrap().is_none());
+    // Twice: a second one who waits forces nothing.
+    for _ in 0..2 {
+        let left = home.agent("stop --timeout 100ms").is(1);
+        assert!(left.err.contains("is left running"), "{left:?}");
+        assert!(child.try_wait().unwrap().is_none());
+    }
     let forced = thread::spawn(move || (home.agent("stop --timeout 100ms --force"), home));
     assert_eq!(ended(&mut child).code(), Some(1));
     let (forced, home) = forced.join().unwrap();

@@ -1,5 +1,9 @@
 //! The data path as a whole, in one process: whatever falls, exactly the input, in order, at every output that blocks; and every event
 //! accounted for at those that drop.
+#![allow(
+    clippy::disallowed_methods,
+    reason = "real files and processes are waited for in small steps"
+)]
 mod kit;
 use std::{
     sync::{

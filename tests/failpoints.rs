@@ -1,5 +1,9 @@
 //! With `--features failpoints`: each stage in turn falls, at each of its points, in five of a hundred passes. At both outputs exactly
 //! the input arrives, in order, or stands in the dead letter.
+#![allow(
+    clippy::disallowed_methods,
+    reason = "real files and processes are waited for in small steps"
+)]
 mod kit;
 use std::process::Stdio;
 

@@ -1,5 +1,9 @@
 //! `file:v1` on good and bad days. Numbered lines go in, a judge finds what is missing, doubled, torn, merged or out of order. Time
 //! stands still unless a test moves it. The numbers in the names are those of the cases in the specification of behaviour.
+#![allow(
+    clippy::disallowed_methods,
+    reason = "real files and processes are waited for in small steps"
+)]
 mod kit {
     #[allow(dead_code, reason = "other tests use the rest of it")]
     pub mod files;

@@ -1,4 +1,8 @@
 //! Inputs that fall while they read: nothing is lost and nothing doubled. On its own, for failpoints belong to the whole process.
+#![allow(
+    clippy::disallowed_methods,
+    reason = "real files and processes are waited for in small steps"
+)]
 #![cfg(feature = "failpoints")]
 mod kit {
     #[allow(dead_code, reason = "the other tests use the rest of it")]

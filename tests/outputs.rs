@@ -1,4 +1,8 @@
 //! The outputs and the dead letter on good and bad days: exact contents after each.
+#![allow(
+    clippy::disallowed_methods,
+    reason = "real files and processes are waited for in small steps"
+)]
 mod outputs_kit;
 
 use std::{

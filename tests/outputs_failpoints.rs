@@ -1,4 +1,8 @@
 //! A panic at every step of every output, and of `valid`: what is there after the retry is exact.
+#![allow(
+    clippy::disallowed_methods,
+    reason = "real files and processes are waited for in small steps"
+)]
 #![cfg(feature = "failpoints")]
 mod outputs_kit;
 

@@ -106,7 +106,8 @@ class Bench:
         self.pair("cat | agent > /dev/null, beside cat | cat",
                   f"cat {self.log} | {self.agent} -http-address=off > /dev/null",
                   f"cat {self.log} | cat > /dev/null", "≥ 0.6")
-        if self.args.rsyslog:
+        if self.args.rsyslog and os.path.exists(f"{self.args.rsyslog}/usr/sbin/rsyslogd"):
+            self.args.rsyslog = os.path.abspath(self.args.rsyslog)
             self.rsyslog(out)
         else:
             print("\nbeside rsyslog: left out, `make setup` brings it", flush=True)

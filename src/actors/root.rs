@@ -22,8 +22,8 @@ use crate::{
     },
     checkpoint::Journal,
     clock::SharedClock,
-    log::{LevelSwitch, Recent},
     deadletter::DeadLetter,
+    log::{LevelSwitch, Recent},
     messages::{
         collect::{AwaitClosed, AwaitEnd, CollectorView, Hurry, ObserveCollector, ObserveSink, Ship, SinkView},
         control::*,
@@ -53,6 +53,8 @@ pub struct Start {
     /// Bound.
     pub http: Option<TcpListener>,
     pub signals: mpsc::Receiver<Signal>,
+    /// What is asked over HTTP takes the road of the signals: it comes back by `signals`, once, with the deadline of a stop set.
+    pub orders: mpsc::Sender<Signal>,
     pub token: String,
     pub background: bool,
 }
@@ -532,7 +534,10 @@ impl House {
     }
     pub fn actors(&self) -> Vec<ActorView> {
         let control = [&self.root, &self.http].map(|pulse| actor_view(pulse, None));
-        let actors = control.into_iter().chain(self.pipelines.iter().flat_map(Pipeline::actors)).collect::<Vec<_>>();
+        let actors = control
+            .into_iter()
+            .chain(self.pipelines.iter().flat_map(Pipeline::actors))
+            .collect::<Vec<_>>();
         for actor in &actors {
             self.metrics
                 .waited
@@ -613,7 +618,7 @@ impl House {
                 } else {
                     file.reason.clone()
                 };
-                return format!("{what} is {} by pipeline `{pipeline}`: {reason}", file.state.word());
+                return format!("{what}: {}, by pipeline `{pipeline}`: {reason}", file.state.word());
             }
             if file.path.ends_with(what) {
                 near = Some(file.path);
@@ -644,7 +649,7 @@ pub struct Root {
     house: Arc<House>,
     known: Known,
     /// As a signal of the system would be.
-    signals: mpsc::Sender<Signal>,
+    orders: mpsc::Sender<Signal>,
 }
 /// What does not change while the agent lives, and who can tell the rest.
 struct Known {
@@ -724,13 +729,13 @@ impl Handler<SetLogLevel> for Root {
 impl Handler<AskStop> for Root {
     type Result = ();
     fn handle(&mut self, _: AskStop, _: &mut Self::Context) {
-        let _ = self.signals.try_send(Signal::Stop); // full: one is on its way
+        let _ = self.orders.try_send(Signal::Stop); // full: one is on its way
     }
 }
 impl Handler<AskReopen> for Root {
     type Result = ();
     fn handle(&mut self, _: AskReopen, _: &mut Self::Context) {
-        let _ = self.signals.try_send(Signal::Reopen);
+        let _ = self.orders.try_send(Signal::Reopen);
     }
 }
 
@@ -738,7 +743,13 @@ impl Handler<AskReopen> for Root {
 /// Runs until all inputs have ended, the far side has left, or somebody stops it. `ready` is called once.
 pub async fn run(mut start: Start, ready: impl FnOnce(Result<(), String>)) -> Ended {
     let made = async {
-        let tls = start.settings.http.tls.as_ref().map(|tls| web::tls::server_config(&tls.cert, &tls.key)).transpose()?;
+        let tls = start
+            .settings
+            .http
+            .tls
+            .as_ref()
+            .map(|tls| web::tls::server_config(&tls.cert, &tls.key))
+            .transpose()?;
         Ok((Arc::new(House::build(&start).await?), tls))
     };
     let (house, tls) = match made.await {
@@ -746,11 +757,18 @@ pub async fn run(mut start: Start, ready: impl FnOnce(Result<(), String>)) -> En
         Err(error) => {
             let error: String = error;
             ready(Err(error.clone()));
-            return Ended { code: 1, why: error, counts: vec![] };
+            return Ended {
+                code: 1,
+                why: error,
+                counts: vec![],
+            };
         }
     };
-    let (ask_signals, mut asked) = mpsc::channel(4);
-    let http = start.http.as_ref().and_then(|listener| listener.local_addr().ok()).map(|address| address.to_string());
+    let http = start
+        .http
+        .as_ref()
+        .and_then(|listener| listener.local_addr().ok())
+        .map(|address| address.to_string());
     let known = Known {
         host: start.host.clone(),
         started: start.clock.wall(),
@@ -761,9 +779,18 @@ pub async fn run(mut start: Start, ready: impl FnOnce(Result<(), String>)) -> En
         recent: start.recent,
         stopping: house.stopping.clone(),
     };
-    let root = Root { house: house.clone(), known, signals: ask_signals };
-    let (root, _) =
-        supervise(Restarts::CONTROL, house.stopping.clone(), house.root.clone(), start.log.clone(), |_, _| root);
+    let root = Root {
+        house: house.clone(),
+        known,
+        orders: start.orders,
+    };
+    let (root, _) = supervise(
+        Restarts::CONTROL,
+        house.stopping.clone(),
+        house.root.clone(),
+        start.log.clone(),
+        |_, _| root,
+    );
     let api = HttpApi::new(HttpApiParts {
         ask: Ask::of(&root),
         http: start.http.take(),
@@ -775,9 +802,15 @@ pub async fn run(mut start: Start, ready: impl FnOnce(Result<(), String>)) -> En
         metrics: start.metrics.clone(),
         clock: start.clock.clone(),
     });
-    let (api, _) = supervise(Restarts::CONTROL, house.stopping.clone(), house.http.clone(), start.log.clone(), |_, _| api);
+    let (api, _) = supervise(
+        Restarts::CONTROL,
+        house.stopping.clone(),
+        house.http.clone(),
+        start.log.clone(),
+        |_, _| api,
+    );
     ready(Ok(()));
-    let why = house.until_over(&mut start.signals, &mut asked).await;
+    let why = house.until_over(&mut start.signals).await;
     let ended = house.stop(why, start.settings.agent.drain, &start.log).await;
     // Last: whoever looks on sees the drain.
     let _ = tokio::time::timeout(Duration::from_secs(2), api.send(Drain)).await;
@@ -807,15 +840,18 @@ where
 
 impl House {
     /// Until somebody asks for a stop, all inputs have ended, or the far side has left.
-    async fn until_over(&self, signals: &mut mpsc::Receiver<Signal>, asked: &mut mpsc::Receiver<Signal>) -> Why {
-        let all_ended = join_all(self.pipelines.iter().map(|p| until_answered(&p.collector.addr, || AwaitEnd)));
+    async fn until_over(&self, signals: &mut mpsc::Receiver<Signal>) -> Why {
+        let all_ended = join_all(
+            self.pipelines
+                .iter()
+                .map(|p| until_answered(&p.collector.addr, || AwaitEnd)),
+        );
         let closed = self.pipelines.iter().flat_map(|p| &p.sinks);
         let closed = select_all(closed.map(|s| Box::pin(until_answered(&s.stage.addr, || AwaitClosed))));
         tokio::pin!(all_ended, closed);
         loop {
             let signal = tokio::select! {
                 signal = signals.recv() => signal.unwrap_or(Signal::Stop),
-                signal = asked.recv() => signal.unwrap_or(Signal::Stop),
                 _ = &mut all_ended => return Why::Ended,
                 (said, ..) = &mut closed => return Why::Closed(said),
             };

@@ -102,7 +102,7 @@ impl DataDir {
 
     /// An orderly end: says how it was and takes away what shows that an agent runs. The lock is held on until the process is gone.
     pub fn close(self, last: &LastExit) -> io::Result<()> {
-        std::mem::forget(self.lock);
+        self.lock.hold_to_the_end();
         if self.passing {
             return std::fs::remove_dir_all(&self.path);
         }

@@ -5,7 +5,7 @@ use std::{io, sync::Arc, sync::mpsc::sync_channel, time::Duration};
 use slog::{info, warn};
 use tokio::{
     signal::unix::{Signal as Stream, SignalKind, signal},
-    sync::mpsc::Sender,
+    sync::mpsc::{Receiver, Sender},
 };
 
 use super::Leaving;
@@ -14,11 +14,21 @@ use crate::{
     log::Log,
 };
 
-/// Root's own deadline is `drain`; this much later the agent leaves without it.
-const GRACE: Duration = Duration::from_secs(2);
+/// Root's own deadline is `drain`, and its last step, the end of HTTP, may take 2 s more; this much past `drain` the agent leaves
+/// without them.
+const GRACE: Duration = Duration::from_secs(4);
+/// Who gave an order that came over HTTP, for the log.
+const ASKED: &str = "request";
 
-/// From when this returns, no signal ends the process unheard.
-pub fn listen(to_root: Sender<Signal>, log: Arc<Log>, drain: Duration, leaving: Arc<Leaving>) -> io::Result<()> {
+/// From when this returns, no signal ends the process unheard. `orders`: what is asked over HTTP. A stop that is asked for sets the
+/// deadline as a signal does, but a second one forces nothing: it is only somebody else who waits.
+pub fn listen(
+    to_root: Sender<Signal>,
+    orders: Receiver<Signal>,
+    log: Arc<Log>,
+    drain: Duration,
+    leaving: Arc<Leaving>,
+) -> io::Result<()> {
     let (ready, wait) = sync_channel(1);
     std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
         let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
@@ -30,7 +40,7 @@ pub fn listen(to_root: Sender<Signal>, log: Arc<Log>, drain: Duration, leaving: 
                 Err(e) => drop(ready.send(Err(e))),
                 Ok(streams) => {
                     let _ = ready.send(Ok(()));
-                    hear(streams, to_root, &log, drain, &leaving).await
+                    hear(streams, orders, to_root, &log, drain, &leaving).await
                 }
             }
         })
@@ -56,34 +66,45 @@ impl Streams {
     }
 }
 
-async fn hear(mut from: Streams, to_root: Sender<Signal>, log: &Log, drain: Duration, leaving: &Leaving) {
+async fn hear(
+    mut from: Streams,
+    mut orders: Receiver<Signal>,
+    to_root: Sender<Signal>,
+    log: &Log,
+    drain: Duration,
+    leaving: &Leaving,
+) {
     let deadline = tokio::time::sleep(Duration::MAX);
     tokio::pin!(deadline);
     let mut stopping = false;
     loop {
-        let name = tokio::select! {
-            _ = from.terminate.recv() => "SIGTERM",
-            _ = from.interrupt.recv() => "SIGINT",
+        let (what, by) = tokio::select! {
+            _ = from.terminate.recv() => (Signal::Stop, "SIGTERM"),
+            _ = from.interrupt.recv() => (Signal::Stop, "SIGINT"),
+            _ = from.reopen.recv() => (Signal::Reopen, "SIGUSR1"),
+            Some(order) = orders.recv() => (order, ASKED),
             _ = from.hang_up.recv() => {
-                warn!(log.logger, "reload is not built yet, going on as before"; "signal" => "SIGHUP");
-                continue;
-            }
-            _ = from.reopen.recv() => {
-                log.reopen();
-                info!(log.logger, "log and outputs are opened again"; "signal" => "SIGUSR1");
-                // No room: one waits there already, and it will do.
-                let _ = to_root.try_send(Signal::Reopen);
+                warn!(log.logger, "reload is not built yet, going on as before"; "by" => "SIGHUP");
                 continue;
             }
             () = &mut deadline => leaving.leave(forced(format!(
                 "the drain had not ended after {:?}, left without it", drain + GRACE
             ))),
         };
-        if stopping {
-            leaving.leave(forced(format!("{name} came while draining: left at once")));
+        if what == Signal::Reopen {
+            log.reopen();
+            info!(log.logger, "log and outputs are opened again"; "by" => by);
+            // No room: one waits there already, and it will do.
+            let _ = to_root.try_send(Signal::Reopen);
+            continue;
+        }
+        match (stopping, by) {
+            (false, _) => {}
+            (true, ASKED) => continue,
+            (true, _) => leaving.leave(forced(format!("{by} came while draining: left at once"))),
         }
         stopping = true;
-        info!(log.logger, "draining, then stopping"; "signal" => name, "at_most" => ?drain);
+        info!(log.logger, "draining, then stopping"; "by" => by, "at_most" => ?drain);
         deadline.as_mut().reset(tokio::time::Instant::now() + drain + GRACE);
         // Not waited for here: a main loop that hangs must not keep the next signal from us.
         let to_root = to_root.clone();

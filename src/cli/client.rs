@@ -2,9 +2,10 @@
 use std::{io, path::Path, time::Duration};
 
 use http_body_util::{BodyExt, Empty, Limited};
-use hyper::{Method, Request, StatusCode, body::Bytes};
+use hyper::{Method, Request, StatusCode, body::Bytes, client::conn::http1};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
+use tokio::net::UnixStream;
 
 use crate::{agent, os::LocalAddress};
 
@@ -13,13 +14,18 @@ const LIMIT: Duration = Duration::from_secs(10);
 /// The largest answer that is taken, in bytes: a table of 100,000 files has about 40 MiB.
 const LARGEST: usize = 64 << 20;
 
+type Sender = http1::SendRequest<Empty<Bytes>>;
+
 #[derive(Debug, thiserror::Error)]
 pub enum AskError {
     #[error("no agent runs on {}", .0.display())]
     NotRunning(std::path::PathBuf),
-    /// It runs, and nobody takes the call.
+    /// It runs, and nobody takes the call: it has not heard the question.
     #[error("the agent (pid {pid}) cannot be asked: {why}")]
     Deaf { pid: i32, why: String },
+    /// It may have heard, and may have done what it was told.
+    #[error("the agent (pid {pid}) has not answered: {why}")]
+    Silent { pid: i32, why: String },
     /// It answered that it will not.
     #[error("{0}")]
     Refused(String),
@@ -39,18 +45,26 @@ pub fn json(data_dir: &Path, method: Method, path: &str) -> Result<Value, AskErr
 }
 /// A question or an order, the answer as it comes.
 pub fn ask(data_dir: &Path, method: Method, path: &str) -> Result<Bytes, AskError> {
+    ask_within(LIMIT, data_dir, method, path)
+}
+pub fn ask_within(limit: Duration, data_dir: &Path, method: Method, path: &str) -> Result<Bytes, AskError> {
     let Some(holder) = agent::running(data_dir)? else {
         return Err(AskError::NotRunning(data_dir.to_owned()));
     };
-    let deaf = |why: String| AskError::Deaf { pid: holder.pid, why };
+    let pid = holder.pid;
+    let deaf = |why: String| AskError::Deaf { pid, why };
+    let silent = |why: String| AskError::Silent { pid, why };
+    let socket = agent::socket(data_dir);
+    let shown = socket.display();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let answer = runtime.block_on(async {
-        match tokio::time::timeout(LIMIT, exchange(&agent::socket(data_dir), method, path)).await {
-            Ok(answer) => answer,
-            Err(_) => Err(format!("no answer within {} s", LIMIT.as_secs())),
-        }
-    });
-    let (status, body) = answer.map_err(deaf)?;
+    let (status, body) = runtime.block_on(async {
+        let late = |_| format!("{shown}: nothing within {limit:?}");
+        let until = tokio::time::Instant::now() + limit;
+        let connected = tokio::time::timeout_at(until, connect(&socket)).await;
+        let sender = connected.map_err(late).flatten().map_err(deaf)?;
+        let answered = tokio::time::timeout_at(until, exchange(sender, method, path)).await;
+        answered.map_err(late).flatten().map_err(silent)
+    })?;
     // Health comes with 503 if it is bad, and is an answer all the same.
     if status.is_success() || (path.ends_with("/health") && status == StatusCode::SERVICE_UNAVAILABLE) {
         return Ok(body);
@@ -63,30 +77,28 @@ pub fn ask(data_dir: &Path, method: Method, path: &str) -> Result<Bytes, AskErro
     ))
 }
 
-async fn exchange(socket: &Path, method: Method, path: &str) -> Result<(StatusCode, Bytes), String> {
-    let shown = socket.display();
-    let address = LocalAddress::of(socket).map_err(|e| format!("{shown}: {e}"))?;
-    let stream = tokio::net::UnixStream::connect(address.as_path())
-        .await
-        .map_err(|e| format!("{shown}: {e}"))?;
-    let said = |e: hyper::Error| format!("{shown}: {e}");
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-        .await
-        .map_err(said)?;
+async fn connect(socket: &Path) -> Result<Sender, String> {
+    let said = |e: &dyn std::error::Error| format!("{}: {e}", socket.display());
+    let address = LocalAddress::of(socket).map_err(|e| said(&e))?;
+    let stream = UnixStream::connect(address.as_path()).await.map_err(|e| said(&e))?;
+    let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|e| said(&e))?;
     tokio::spawn(connection);
+    Ok(sender)
+}
+
+async fn exchange(mut sender: Sender, method: Method, path: &str) -> Result<(StatusCode, Bytes), String> {
+    let said = |e: &dyn std::error::Error| format!("{path}: {e}");
     let request = Request::builder()
         .method(method)
         .uri(path)
         .header("host", "localhost")
         .header("x-agent", "cli") // writes ask for it: no web page can send it
-        .body(Empty::<Bytes>::new())
-        .map_err(|e| format!("{path}: {e}"))?;
-    let response = sender.send_request(request).await.map_err(said)?;
+        .body(Empty::new())
+        .map_err(|e| said(&e))?;
+    let response = sender.send_request(request).await.map_err(|e| said(&e))?;
     let status = response.status();
-    let body = Limited::new(response.into_body(), LARGEST)
-        .collect()
-        .await
-        .map_err(|e| format!("{shown}: {e}"))?;
+    let body = Limited::new(response.into_body(), LARGEST);
+    let body = body.collect().await.map_err(|e| format!("{path}: {e}"))?;
     Ok((status, body.to_bytes()))
 }
 

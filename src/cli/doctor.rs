@@ -12,7 +12,7 @@ use serde_json::json;
 
 use super::{Done, Failed, args::Ask, client, data_dir, print, show};
 use crate::{
-    VERSION, agent, os,
+    VERSION, agent, clock, os,
     settings::{self, Options, Purpose},
 };
 
@@ -41,7 +41,7 @@ pub fn run(output: Option<PathBuf>, ask: &Ask) -> Done {
         .open(&path)
         .map_err(failed)?;
     let mut tar = tar::Builder::new(file);
-    let now = jiff::Timestamp::now().as_second().max(0) as u64;
+    let now = clock::system().wall().as_second().max(0) as u64;
     for (name, content) in &parts {
         let mut header = tar::Header::new_gnu();
         header.set_size(content.len() as u64);
@@ -64,7 +64,7 @@ fn collect(dir: &Path, ask: &Ask) -> Result<Vec<(&'static str, Vec<u8>)>, Failed
     let (mut parts, mut missing) = (Vec::new(), String::new());
     let about = json!({
         "version": VERSION,
-        "made": jiff::Timestamp::now(),
+        "made": clock::system().wall(),
         "hostname": os::hostname(),
         "system": std::fs::read_to_string("/proc/version").unwrap_or_default().trim(),
         "data_dir": dir,

@@ -12,7 +12,7 @@ use super::{
     show::{self, text},
 };
 use crate::{
-    agent,
+    agent, clock,
     settings::{self, Whereabouts},
 };
 
@@ -51,7 +51,7 @@ pub fn run(ask: &Ask) -> Done {
         true => show::json(&json!({
             "running": true, "pid": holder.pid, "agent": agent, "health": health, "pipelines": pipelines["pipelines"],
         })),
-        false => page(&agent, &health, &pipelines, Timestamp::now()),
+        false => page(&agent, &health, &pipelines, clock::system().wall()),
     });
     Ok(0)
 }
@@ -73,11 +73,11 @@ fn gone_json(at: &Whereabouts) -> Value {
 
 /// The answers of `/agent`, `/health` and `/pipelines`, for people.
 fn page(agent: &Value, health: &Value, pipelines: &Value, now: Timestamp) -> String {
-    let started = text(agent, "started");
-    let age = started
-        .parse::<Timestamp>()
-        .ok()
-        .and_then(|t| Duration::try_from(now.duration_since(t)).ok());
+    let started = agent["started"]
+        .as_str()
+        .and_then(|text| text.parse::<Timestamp>().ok());
+    let age = started.and_then(|t| Duration::try_from(now.duration_since(t)).ok());
+    let started = started.map_or("-".to_owned(), |t| t.strftime("%Y-%m-%dT%H:%M:%SZ").to_string());
     let state = if agent["stopping"] == true {
         "stopping"
     } else {
@@ -148,14 +148,14 @@ mod tests {
     fn a_page_says_who_how_and_what() {
         let agent = json!({
             "agent_id": "sky01", "group": "net01", "hostname": "web1", "ip": "10.1.2.3", "version": "v.1.1.0", "pid": 7,
-            "started": "2026-11-23T10:00:00Z", "data_dir": "/var/lib/luffly", "http": null, "stopping": false, "log_level": "info",
+            "started": "2026-11-23T10:00:00.123Z", "data_dir": "/var/lib/luffly", "http": null, "stopping": false, "log_level": "info",
         });
         let health = json!({ "state": "degraded", "reasons": ["output kafka is away"] });
         let pipelines = json!({ "pipelines": [{
             "name": "nginx", "events_in": 1200, "filtered": 2, "error": null,
             "outputs": [{ "name": "kafka", "delivered": 1000, "dropped": 0, "dead": 0, "waiting": 198, "breaker": "open", "error": "no route" }],
         }]});
-        let page = page(&agent, &health, &pipelines, "2026-11-23T12:03:00Z".parse().unwrap());
+        let page = page(&agent, &health, &pipelines, "2026-11-23T12:03:01Z".parse().unwrap());
         assert_eq!(
             page,
             "running   pid 7, since 2026-11-23T10:00:00Z (2h 3m)\n\

@@ -7,15 +7,24 @@ use std::{
 use hyper::Method;
 use nix::sys::signal::Signal;
 
-use super::{Done, FAILED, Failed, NOT_RUNNING, args::Stopping, client, complain, data_dir, print};
+use super::{
+    Done, FAILED, Failed, NOT_RUNNING,
+    args::Stopping,
+    client::{self, AskError},
+    complain, data_dir, print,
+};
 use crate::{
     agent::{self, LastExit},
     os::{Holder, Process},
     settings::Place,
 };
 
-/// What the agent is given to leave at once, before it is killed.
+/// What the agent is given to say that it has heard.
+const ANSWER: Duration = Duration::from_secs(5);
+/// What it is given to leave at once, before it is killed; and how often it is told so.
 const AT_ONCE: Duration = Duration::from_secs(3);
+const NEXT_WORD: Duration = Duration::from_millis(300);
+const UNSEEN: &str = "its process cannot be seen from here (another container or host?)";
 
 pub fn run(place: &Place, how: &Stopping) -> Done {
     let dir = data_dir(place)?;
@@ -49,50 +58,55 @@ pub fn stop(dir: &Path, timeout: Duration, force: bool) -> Result<Option<End>, F
     let Some(holder) = agent::running(dir).map_err(look)? else {
         return Ok(None);
     };
+    let kill = |e| Failed::new(format!("could not end the agent (pid {}): {e}", holder.pid));
     let until = Instant::now() + timeout;
     let process = Process::open(holder);
-    if let Err(deaf) = client::ask(dir, Method::POST, "/api/v1/stop") {
-        // Then as `kill` does it; the process is held, so that no stranger with its pid is hit.
+    let asked = client::ask_within(timeout.min(ANSWER), dir, Method::POST, "/api/v1/stop");
+    if let Err(deaf @ AskError::Deaf { .. }) = &asked {
+        // Then as `kill` does it; the process is held, so that no stranger with its pid is hit. Only here: to an agent that may have
+        // heard us a signal would be the second word, and it would leave at once.
         match &process {
-            Some(process) => process
-                .signal(Signal::SIGTERM)
-                .map_err(|e| Failed::new(format!("could not stop the agent (pid {}): {e}", holder.pid)))?,
-            None if agent::running(dir).map_err(look)?.is_some() => {
-                return Err(Failed::new(format!(
-                    "{deaf}; and its process cannot be seen from here (another container or host?)"
-                )));
-            }
-            None => false,
-        };
+            Some(process) => drop(process.signal(Signal::SIGTERM).map_err(kill)?),
+            None if agent::running(dir).map_err(look)?.is_none() => {}
+            None => return Err(Failed::new(format!("{deaf}; {UNSEEN}"))),
+        }
     }
     if wait(&process, dir, until) {
         return Ok(Some(end(dir, holder)));
     }
     if !force {
+        let state = match &asked {
+            Err(AskError::Silent { .. } | AskError::Refused(_)) => "has not answered and still runs",
+            _ => "still drains",
+        };
         return Err(Failed::new(format!(
-            "the agent (pid {}) still drains after {timeout:?} and is left running; --force ends it",
+            "the agent (pid {}) {state} after {timeout:?} and is left running; --force ends it",
             holder.pid
         )));
     }
     let Some(process) = process else {
         return Err(Failed::new(format!(
-            "the agent (pid {}) still runs and its process cannot be seen from here",
+            "the agent (pid {}) still runs; {UNSEEN}",
             holder.pid
         )));
     };
-    let kill = |e| Failed::new(format!("could not end the agent (pid {}): {e}", holder.pid));
-    // It stops already, so a signal is the second one: it leaves at once, with a word.
-    process.signal(Signal::SIGTERM).map_err(kill)?;
-    if !process.wait(AT_ONCE) {
-        process.signal(Signal::SIGKILL).map_err(kill)?;
-        if !process.wait(AT_ONCE) {
-            return Err(Failed::new(format!("the agent (pid {}) outlives SIGKILL", holder.pid)));
+    // One signal if it drains already, two if it had not heard of a stop: it leaves at once, with a word. Two that come close are one.
+    let until = Instant::now() + AT_ONCE;
+    while Instant::now() < until {
+        process.signal(Signal::SIGTERM).map_err(kill)?;
+        if process.wait(NEXT_WORD) {
+            return Ok(Some(end(dir, holder)));
         }
+    }
+    process.signal(Signal::SIGKILL).map_err(kill)?;
+    if !process.wait(AT_ONCE) {
+        return Err(Failed::new(format!("the agent (pid {}) outlives SIGKILL", holder.pid)));
     }
     Ok(Some(end(dir, holder)))
 }
 
 /// True when it is gone.
+#[expect(clippy::disallowed_methods, reason = "a command has nothing else to do")]
 fn wait(process: &Option<Process>, dir: &Path, until: Instant) -> bool {
     if let Some(process) = process {
         return process.wait(until.saturating_duration_since(Instant::now()));

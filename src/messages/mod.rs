@@ -2,15 +2,20 @@
 //!
 //! | message | from → to | answer | bound |
 //! |---|---|---|---|
-//! | `Ship` (in a Port) | Collector → FilterStage → Sink | by its receipt, when settled | the Port's room |
-//! | `Fate` | receipt → Collector | - | batches in the window |
-//! | `Rewire` | Root → FilterStage | done | one at a time |
-//! | `HandOver` | Root → Sink | in its slot | one at a time |
-//! | `SyncNow` | Collector → Sink | synced or why not | one a second |
-//! | `Drain` | Root → every stage, input first | nothing is left in it | once |
-//! | `Reopen` | Root → Sink | - | per signal |
-//! | `Observe*` | Root → every stage | its state | one per question |
-//! | `Ask*`, `SetLogLevel` | HttpApi → Root | an answer | one per request |
+//! | `Ship` (in a Port) | Collector → FilterStage → Sinks | by its receipt, when settled | the Port's room |
+//! | `Fate` | receipt → Collector | – | batches in the window |
+//! | `SyncNow` | Collector → Sinks | synced, or why not | one a second |
+//! | `AwaitEnd` | Root → Collector | when the input has ended and all is settled | one |
+//! | `AwaitClosed` | Root → Sink | when the far side has left for good, what it said | one |
+//! | `Hurry` | Root → Sink | heard | one a stop |
+//! | `Drain` | Root → Collector, then FilterStage, then Sinks; last HttpApi | nothing is left in it | one a stop |
+//! | `Reopen` | Root → Sinks | – | one a signal |
+//! | `ObserveCollector`, `ObserveSink` | Root → each | its state | one a question |
+//! | `AskAgent`, `AskActors`, `AskPipelines`, `AskFiles`, `AskHealth`, `AskMetrics`, `AskWhy`, `AskConfig`, `AskLogs` | HttpApi → Root | plain data | requests, 2 s each |
+//! | `AskStop`, `AskReopen`, `SetLogLevel` | HttpApi → Root | heard | requests, 2 s each |
+//!
+//! Whatever carries data travels in a Port; nothing calls `do_send`. An answer that is owed survives a fall of whoever owes it; a message
+//! that was lost in one is sent again (`root::until_answered`, the Collector's go-back-N).
 pub mod collect;
 pub mod control;
 pub mod receipt;

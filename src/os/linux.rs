@@ -12,10 +12,7 @@ pub use background::{Child, Forked, Outcome, Ready, into_background};
 pub use files::{
     DirError, Holder, Lock, LockError, PRIVATE_DIR, PRIVATE_FILE, holder, private_dir, private_temp_dir, write_private,
 };
-pub use process::{
-    Process, close_inherited, end_self_softly, own_uid, prepare_signals, raise_open_files, redirect_stderr,
-    reopen_self, set_nice,
-};
+pub use process::{Process, close_inherited, own_uid, prepare_signals, raise_open_files, redirect_stderr, set_nice};
 pub use sockets::{LocalAddress, bind_private};
 
 /// Time since boot, suspend included.

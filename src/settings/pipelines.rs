@@ -451,7 +451,7 @@ mod tests {
 
     #[derive(Deserialize, Debug)]
     #[serde(deny_unknown_fields, rename_all = "snake_case")]
-    #[allow(dead_code)] // only read into
+    #[allow(dead_code, reason = "only read into")]
     struct Options {
         paths: Vec<String>,
         #[serde(default)]

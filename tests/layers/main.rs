@@ -58,6 +58,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
         ],
     ),
     ("actors::http_api", &["web"]),
+    ("actors::root", &["web"]), // it hands the pages what they may ask
     ("web", &["messages", "model", "metrics", "log", "os", "clock"]),
     ("messages", &["model"]),
     ("settings", &["model", "plugins", "os", "cli::args"]),

@@ -1,5 +1,5 @@
 //! What the tests of the outputs share: outputs built as the agent builds them, batches with known lines, files read back.
-#![allow(dead_code)] // each test binary uses its part
+#![allow(dead_code, reason = "each test binary uses its part")]
 
 use std::{
     fs::{self, File},

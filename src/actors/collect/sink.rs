@@ -456,8 +456,10 @@ impl Sink {
         self.errand = Some(Errand::start(move || work(output)));
         self.pump(ctx);
     }
+    fn limited(&self, wait: Duration) -> Duration {
+        if self.hurried { wait.min(HURRIED) } else { wait }
+    }
     fn rest(&mut self, wait: Duration, ctx: &mut Context<Self>) {
-        let wait = if self.hurried { wait.min(HURRIED) } else { wait };
         self.resting = Some(ctx.run_later(wait, |me, ctx| {
             me.resting = None;
             me.pump(ctx);
@@ -523,10 +525,13 @@ impl Sink {
             }
             Some(OutputError::Retry(error)) => {
                 let wait = self.backoff.next();
+                let wait = self.limited(wait);
                 self.breaker.failed(self.parts.clock.steady(), wait);
                 self.parts.meter.retries.inc();
-                slog::warn!(self.parts.log, "output failed, trying again"; "error" => &error,
-                    "attempt" => self.backoff.attempt(), "next_in" => ?wait, "waiting_batches" => self.queue.len());
+                if !self.hurried || self.error.as_ref() != Some(&error) {
+                    slog::warn!(self.parts.log, "output failed, trying again"; "error" => &error,
+                        "attempt" => self.backoff.attempt(), "next_in" => ?wait, "waiting_batches" => self.queue.len());
+                }
                 self.error = Some(error);
                 self.bound();
                 self.rest(wait, ctx);
@@ -548,6 +553,7 @@ impl Sink {
     fn panicked(&mut self, panic: String, ctx: &mut Context<Self>) {
         self.panics += 1;
         let wait = self.falls.another(&panic, &self.parts.pulse);
+        let wait = self.limited(wait);
         slog::warn!(self.parts.log, "output panicked, trying again"; "cause" => &panic, "in_a_row" => self.panics, "next_in" => ?wait);
         if self.panics >= PANICS {
             self.condemned = Some((panic, "panic"));
@@ -585,6 +591,7 @@ impl Sink {
             slog::error!(self.parts.log, "dead letter cannot be written, the batch waits"; "error" => &error);
             self.error = Some(error);
             let wait = self.backoff.next();
+            let wait = self.limited(wait);
             return self.rest(wait, ctx);
         }
         let Some((error, reason)) = self.condemned.take() else {

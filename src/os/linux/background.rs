@@ -120,6 +120,10 @@ impl Child {
             }),
         }
     }
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the parent has one thread and nothing else to do"
+    )]
     fn end(&self) {
         let _ = kill(self.pid, Signal::SIGTERM);
         let until = Instant::now() + Duration::from_secs(2);
@@ -142,8 +146,8 @@ mod tests {
 
     use super::*;
 
-    /// Forking a process of many threads is refused, so a shell plays the child. It is waited for by `outcome`, as a forked one is.
-    #[allow(clippy::zombie_processes)]
+    /// Forking a process of many threads is refused, so a shell plays the child.
+    #[expect(clippy::zombie_processes, reason = "`outcome` waits for it")]
     fn child(script: &str) -> Child {
         let mut shell = Command::new("sh")
             .args(["-c", script])

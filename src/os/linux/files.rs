@@ -2,7 +2,10 @@
 use std::{
     fs::{DirBuilder, File, OpenOptions},
     io::{self, Read, Seek, SeekFrom, Write},
-    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt},
+    os::{
+        fd::IntoRawFd,
+        unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt},
+    },
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -188,6 +191,10 @@ impl Lock {
         }
     }
 
+    /// Held until the process is gone.
+    pub fn hold_to_the_end(self) {
+        let _ = self.file.into_raw_fd();
+    }
     /// Removes the file and lets go. (A file that has been replaced by somebody else's is left alone.)
     pub fn remove(self) -> io::Result<()> {
         let (ours, there) = (self.file.metadata()?, std::fs::metadata(&self.path)?);
@@ -220,6 +227,10 @@ pub fn holder(path: &Path) -> io::Result<Option<Holder>> {
 }
 
 /// The holder writes its name directly after it took the lock: for a moment the file is empty.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "at a start that is refused or in a command, never on an arbiter"
+)]
 fn read_holder(file: &mut File) -> io::Result<Option<Holder>> {
     let until = Instant::now() + Duration::from_millis(200);
     loop {

@@ -77,16 +77,6 @@ pub fn set_nice(nice: i32) -> io::Result<()> {
     Ok(())
 }
 
-/// Sends this process SIGTERM: whoever asks for a stop takes the same road as a signal, deadline included. Never twice, for a second
-/// one leaves at once.
-pub fn end_self_softly() {
-    let _ = signal::kill(Pid::this(), Signal::SIGTERM);
-}
-/// Sends this process SIGUSR1: log and outputs are opened again by name.
-pub fn reopen_self() {
-    let _ = signal::kill(Pid::this(), Signal::SIGUSR1);
-}
-
 /// What is written to stderr from now on, also by an abort, goes to `file`.
 pub fn redirect_stderr(file: &File) -> io::Result<()> {
     Ok(nix::unistd::dup2_stderr(file)?)
@@ -155,7 +145,8 @@ impl Process {
         }
     }
 
-    /// Waits until it has ended, for at most `limit`; false if it lives on.
+    /// Waits until it has ended, for at most `limit`; false if it lives on. Blocks the thread.
+    #[expect(clippy::disallowed_methods, reason = "blocking is what it says")]
     pub fn wait(&self, limit: Duration) -> bool {
         let until = Instant::now() + limit;
         loop {

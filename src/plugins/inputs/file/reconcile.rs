@@ -77,7 +77,7 @@ impl Files {
         }
         self.mourn();
         if first && self.tails.is_empty() {
-            warn!(self.context.log, "no file matches so far"; "pipeline" => %self.context.pipeline);
+            warn!(self.context.log, "no file matches so far");
         }
         self.scanned = true;
         let worked = os::thread_cpu_time().saturating_sub(began);
