@@ -3,6 +3,7 @@ mod kit;
 use std::{
     fs::{self, File, OpenOptions},
     io::{BufRead, BufReader, Read, Write},
+    net::TcpStream,
     path::Path,
     process::Stdio,
     sync::{
@@ -415,4 +416,46 @@ fn a_dead_output_that_drops_takes_nothing_from_the_other() {
         };
         assert_eq!(late, expected, "{policy}");
     }
+}
+
+// ---- strangers
+#[test]
+fn strangers_on_the_http_port_take_nothing_from_the_data_path() {
+    let place = Place::default();
+    let settings = place.configure(LOGR, "[http]\naddress = \"127.0.0.1:0\"");
+    let input = place.path("in/a.log");
+    let agent = place.start(&settings, Stdio::null());
+    let (_, about) = place.get("/api/v1/agent");
+    let (_, after) = about.split_once("127.0.0.1:").unwrap_or_else(|| panic!("{about}"));
+    let port = after.split('"').next().unwrap().parse::<u16>().unwrap();
+    // Three ways to be a nuisance: half a request, no request, a body without an end.
+    let talk = |n: usize| {
+        let mut stranger = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        let text: &[u8] = match n % 3 {
+            0 => b"GET /metrics HTTP/1.1\r\nHost: a\r\nX-Slow",
+            1 => b"",
+            _ => b"POST /api/v1/stop HTTP/1.1\r\nHost: a\r\nContent-Length: 100000000000\r\n\r\nx",
+        };
+        let _ = stranger.write_all(text); // it may be refused already
+        stranger
+    };
+    let mut strangers = vec![];
+    for n in 0..50 {
+        strangers.extend((0..10).map(talk));
+        append(&input, &lines("a", n * 1_000..(n + 1) * 1_000, 50));
+    }
+    until("all has arrived", || {
+        place.metric("events_delivered_total", "") == 50_000
+    });
+    place.conserved();
+    assert!(resident(&agent) < 100 << 20);
+    drop(strangers);
+    assert_eq!(agent.stop(), Some(0));
+    assert_eq!(
+        judge(&place.read("out/a.log"), &[("a", 50_000)]),
+        Verdict {
+            lines: 50_000,
+            ..ALL_WELL
+        }
+    );
 }

@@ -34,11 +34,15 @@ impl Place {
     }
     /// `agent` with a data dir in here and no HTTP, unless the arguments say otherwise.
     pub fn agent(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_agent"));
-        command.args(args).arg("--data-dir").arg(self.path("data"));
+        let mut command = self.command(args);
         if !args.iter().any(|arg| arg.contains("http-address")) && !is_client(args) {
             command.arg("-http-address=off");
         }
+        command
+    }
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_agent"));
+        command.args(args).arg("--data-dir").arg(self.path("data"));
         command
             .env_remove("FAILPOINTS")
             .stdin(Stdio::null())
@@ -61,8 +65,12 @@ impl Place {
     /// The same, with failpoints as `name=5%panic;…` (they need the feature of that name).
     pub fn start_with(&self, settings: &Path, stdout: Stdio, failpoints: &str) -> Running {
         let log = std::fs::File::create(self.path("log")).unwrap();
+        let mut args = vec!["start", "--foreground", "-config", settings.to_str().unwrap()];
+        if !std::fs::read_to_string(settings).unwrap().contains("[http]") {
+            args.push("-http-address=off");
+        }
         let child = self
-            .agent(&["start", "--foreground", "-config", settings.to_str().unwrap()])
+            .command(&args)
             .env("FAILPOINTS", failpoints)
             .stdout(stdout)
             .stderr(log)
