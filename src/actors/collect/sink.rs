@@ -110,7 +110,7 @@ struct Uncounted<'a> {
     events: usize,
 }
 impl Uncounted<'_> {
-    fn is_here(mut self) {
+    fn arrived(mut self) {
         self.events = 0;
     }
 }
@@ -208,7 +208,7 @@ impl Handler<Carried<Ship>> for Sink {
             events: if receipt.is_none() { batch.events.len() } else { 0 },
         };
         fail::fail_point!("sink-hear"); // a message lost: its receipt says "again"
-        uncounted.is_here();
+        uncounted.arrived();
         let (lane, seq) = (batch.lane, batch.seq);
         let next = self.lanes.entry(lane).or_insert(batch.low);
         *next = batch.low.max(*next);
