@@ -370,8 +370,9 @@ fn memory_stays_bounded_while_every_output_is_away() {
     fs::remove_file(place.path("out")).unwrap();
     until("all has arrived", || {
         most.fetch_max(resident(&agent), SeqCst);
-        place.metric("events_delivered_total", "\"logr\"") == 100
+        place.metric("events_delivered_total", "\"logr\"") == 100 && place.metric("events_waiting", "") == 0
     });
+    println!("most resident in the end: {} MiB", most.load(SeqCst) >> 20);
     assert!(most.load(SeqCst) < CAP + (40 << 20), "{} bytes", most.load(SeqCst));
     place.conserved();
     assert_eq!(agent.stop(), Some(0));
