@@ -1,4 +1,8 @@
 //! What the parts that actors are made of promise: the supervisor, the Port, the Errand, the Later, the Receipt.
+#![allow(
+    clippy::disallowed_methods,
+    reason = "real files and processes are waited for in small steps"
+)]
 mod kit;
 use std::{
     cell::{Cell, RefCell},

@@ -1,5 +1,9 @@
 //! The data path in one process, with `--features failpoints`: each actor falls at each of its points, in ten of a hundred passes. Exactly
 //! the input, in order, at every output that blocks; each event accounted for, once, at all.
+#![allow(
+    clippy::disallowed_methods,
+    reason = "real files and processes are waited for in small steps"
+)]
 mod kit;
 use std::{
     sync::{Mutex, MutexGuard},

@@ -5,6 +5,8 @@
     reason = "real files and processes are waited for in small steps"
 )]
 mod kit;
+use std::process::Stdio;
+
 use kit::{agent::*, judge::*};
 
 /// All that CONTRIBUTING lists.
@@ -97,4 +99,78 @@ fn whatever_falls_all_of_it_arrives_in_order() {
         let falls = one_point(point);
         println!("{point}: {falls} falls, {:.1} s", began.elapsed().as_secs_f64());
     }
+}
+
+#[test]
+fn falls_are_counted_by_cause_and_the_balance_is_zero() {
+    let place = Place::default();
+    place.write("in/a.log", lines("a", 0..LINES, 100));
+    let outputs = r#"{ plugin = "logr", path = "{0}/out/a.log" }, { plugin = "null", when_full = "drop_newest" }"#;
+    let settings = place.configure(outputs, "");
+    let points = [
+        "collector-send",
+        "filter-hear",
+        "filter-send",
+        "sink-hear",
+        "sink-settle",
+    ];
+    let failpoints = points.map(|point| format!("{point}=8%panic")).join(";");
+    let agent = place.start_with(&settings, Stdio::null(), &failpoints);
+    until("all has arrived", || {
+        place.metric("events_delivered_total", "\"logr\"") == LINES as i64 && place.metric("events_waiting", "") == 0
+    });
+    place.conserved();
+    let (_, text) = place.get("/metrics");
+    let mut all = 0;
+    for line in text
+        .lines()
+        .filter(|line| line.starts_with("luffly_actor_restarts_total{"))
+    {
+        let point = points
+            .iter()
+            .find(|point| line.contains(&format!("cause=\"failpoint {point} panic\"")));
+        let actor = point.unwrap_or_else(|| panic!("{line}")).split('-').next().unwrap();
+        assert!(line.contains(&format!("actor=\"{actor}/t")), "{line}");
+        all += line.rsplit_once(' ').unwrap().1.parse::<u64>().unwrap();
+    }
+    assert!(all > 5, "{all} falls:\n{text}");
+    let (status, health) = place.get("/health");
+    assert_eq!(status, 200, "{health}");
+    assert_eq!(agent.stop(), Some(0));
+    let verdict = judge(&place.read("out/a.log"), &[("a", LINES)]);
+    assert_eq!(
+        verdict,
+        Verdict {
+            lines: LINES,
+            ..Verdict::default()
+        }
+    );
+}
+
+#[test]
+fn one_that_falls_again_and_again_turns_health_red_and_touches_no_other_pipeline() {
+    let place = Place::default();
+    place.write("in/a.log", lines("a", 0..LINES, 100));
+    place.write("other/b.log", lines("b", 0..LINES, 100));
+    let other = r#"
+[[pipeline]]
+name = "other"
+input = { plugin = "file:v1", paths = ["{0}/other/*.log"], poll_every = "20ms" }
+outputs = [{ plugin = "null" }]
+"#;
+    let settings = place.configure(r#"{ plugin = "logr", path = "{0}/out/a.log" }"#, other);
+    let agent = place.start_with(&settings, Stdio::null(), "logr-write=panic");
+    until("health is red", || {
+        let (status, health) = place.get("/health");
+        status == 503 && health.contains("sink/t/logr keeps falling: failpoint logr-write panic")
+    });
+    until("the other pipeline has all", || {
+        place.metric("events_delivered_total", "pipeline=\"other\"") == LINES as i64
+    });
+    assert_eq!(place.metric("actor_restarts_total", "/other"), 0);
+    assert!(
+        place.metric("events_dead_total", "panic") > 0,
+        "three falls over a batch, and it stands aside"
+    );
+    drop(agent);
 }

@@ -1,6 +1,7 @@
 //! The real binary, in directories of its own, on loopback, ended by its own process id.
 use std::{
-    io::Read,
+    io::{Read, Write},
+    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     time::{Duration, Instant},
@@ -33,11 +34,15 @@ impl Place {
     }
     /// `agent` with a data dir in here and no HTTP, unless the arguments say otherwise.
     pub fn agent(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_agent"));
-        command.args(args).arg("--data-dir").arg(self.path("data"));
+        let mut command = self.command(args);
         if !args.iter().any(|arg| arg.contains("http-address")) && !is_client(args) {
             command.arg("-http-address=off");
         }
+        command
+    }
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_agent"));
+        command.args(args).arg("--data-dir").arg(self.path("data"));
         command
             .env_remove("FAILPOINTS")
             .stdin(Stdio::null())
@@ -45,11 +50,98 @@ impl Place {
             .stderr(Stdio::piped());
         command
     }
+    /// The settings of one pipeline `t`: a file input over `in/*.log*` that looks often, `valid`, these outputs; `{0}` is this place.
+    pub fn configure(&self, outputs: &str, rest: &str) -> PathBuf {
+        let input = r#"{ plugin = "file:v1", paths = ["{0}/in/*.log*"], poll_every = "20ms", max_line = "2MiB" }"#;
+        let text = format!(
+            "{rest}\n[[pipeline]]\nname = \"t\"\ninput = {input}\nfilters = [{{ plugin = \"valid\" }}]\noutputs = [{outputs}]\n"
+        );
+        self.write("agent.toml", text.replace("{0}", self.dir.path().to_str().unwrap()))
+    }
+    /// `agent start --foreground` with these settings, until it is ready; its log goes to `log`.
+    pub fn start(&self, settings: &Path, stdout: Stdio) -> Running {
+        self.start_with(settings, stdout, "")
+    }
+    /// The same, with failpoints as `name=5%panic;…` (they need the feature of that name).
+    pub fn start_with(&self, settings: &Path, stdout: Stdio, failpoints: &str) -> Running {
+        let log = std::fs::File::create(self.path("log")).unwrap();
+        let mut args = vec!["start", "--foreground", "-config", settings.to_str().unwrap()];
+        if !std::fs::read_to_string(settings).unwrap().contains("[http]") {
+            args.push("-http-address=off");
+        }
+        let child = self
+            .command(&args)
+            .env("FAILPOINTS", failpoints)
+            .stdout(stdout)
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let running = Running(child);
+        until("the agent is ready", || {
+            String::from_utf8_lossy(&self.read("log")).contains("\"msg\":\"ready\"")
+        });
+        running
+    }
+    /// What the agent shows there: status and body.
+    pub fn get(&self, page: &str) -> (u16, String) {
+        let mut socket = UnixStream::connect(self.path("data/agent.sock")).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        write!(
+            socket,
+            "GET {page} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        )
+        .unwrap();
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+    }
+    /// The sum of that metric over all series whose labels contain this.
+    pub fn metric(&self, name: &str, labels: &str) -> i64 {
+        let (_, text) = self.get("/metrics");
+        let series = text
+            .lines()
+            .filter_map(|line| line.strip_prefix(&format!("luffly_{name}")));
+        let values = series.filter(|rest| rest.starts_with([' ', '{']) && rest.contains(labels));
+        values
+            .map(|rest| rest.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap() as i64)
+            .sum()
+    }
+    /// All that goes in comes out, at each output, at this quiet moment.
+    pub fn conserved(&self) {
+        let (_, text) = self.get("/metrics");
+        let differences = text
+            .lines()
+            .filter(|line| line.starts_with("luffly_conservation_difference{"))
+            .collect::<Vec<_>>();
+        assert!(!differences.is_empty());
+        assert!(differences.iter().all(|line| line.ends_with(" 0")), "{text}");
+    }
     /// Runs it to its end.
     pub fn run(&self, args: &[&str]) -> Output {
         finish(self.agent(args).spawn().unwrap())
     }
 }
+/// An agent that does not outlive its test.
+pub struct Running(pub Child);
+impl Running {
+    /// SIGTERM, and how it ended.
+    pub fn stop(mut self) -> Option<i32> {
+        signal(&self.0, nix::sys::signal::Signal::SIGTERM);
+        wait(&mut self.0, Duration::from_secs(60)).code()
+    }
+    pub fn kill(mut self) {
+        signal(&self.0, nix::sys::signal::Signal::SIGKILL);
+        self.0.wait().unwrap();
+    }
+}
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill(); // it may be gone already
+        let _ = self.0.wait();
+    }
+}
+
 /// Commands that speak to a running agent, or print something.
 fn is_client(args: &[&str]) -> bool {
     let clients = [

@@ -2,15 +2,17 @@
 //! Hears: Fate, AwaitEnd, Drain, ObserveCollector. Says: Ship → FilterStage, SyncNow → Sinks.
 //! Bound: the window (`WINDOW` batches, and its Share of the memory). Waits: for the input, on a blocking thread; for room.
 use std::{
+    cell::RefCell,
     collections::VecDeque,
     panic::AssertUnwindSafe,
+    rc::Rc,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
 use actix::prelude::*;
 use futures_util::{future::join_all, stream};
-use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::{
     actors::{
@@ -84,8 +86,9 @@ pub struct Collector {
     tell_settled: bool,
     await_end: Later<()>,
     await_drain: Later<()>,
+    tell: UnboundedSender<Fate>, // as many as there are batches in the window
+    fates: Rc<RefCell<UnboundedReceiver<Fate>>>,
     // Made anew in each life.
-    tell: Option<UnboundedSender<Fate>>,
     to_send: u64,
     sending: bool,
     watching: bool, // the read under way
@@ -134,6 +137,7 @@ impl Collector {
             clock,
             log,
         } = parts;
+        let (tell, fates) = unbounded_channel();
         Self {
             lane: Lane::fresh(),
             rate: max_rate.map(|rate| Rate::new(rate, clock.steady())),
@@ -165,7 +169,8 @@ impl Collector {
             unwritten: false,
             unsynced: false,
             tell_settled: false,
-            tell: None,
+            tell,
+            fates: Rc::new(RefCell::new(fates)),
             to_send: 0,
             sending: false,
             watching: false,
@@ -183,12 +188,12 @@ impl Collector {
 impl Actor for Collector {
     type Context = Context<Self>;
     fn started(&mut self, ctx: &mut Self::Context) {
-        let (tell, mut fates) = unbounded_channel(); // as many as there are batches in the window
-        self.tell = Some(tell);
-        ctx.add_stream(stream::poll_fn(move |cx| fates.poll_recv(cx)));
+        let fates = self.fates.clone();
+        ctx.add_stream(stream::poll_fn(move |cx| fates.borrow_mut().poll_recv(cx)));
         (self.sending, self.watching, self.resting, self.tending) = (false, false, false, false);
         (self.checkpointing, self.syncing, self.concluding) = (false, false, false);
         (self.unwritten, self.unsynced) = (true, true); // a checkpoint under way fell with the last life
+        self.hear_settled();
         self.go_back();
         self.pump(ctx);
         self.checkpoint_later(ctx);
@@ -469,7 +474,6 @@ impl Collector {
     /// False: the next stage is gone. The receipt says "again", and the wait grows.
     fn hand_over(&mut self, room: Room<Ship>) -> bool {
         fail::fail_point!("collector-send");
-        let Some(tell) = self.tell.clone() else { return false };
         let seq = self.to_send;
         let Slot { chunk, outcome, .. } = &self.window[(seq - self.low) as usize];
         let Chunk {
@@ -489,7 +493,7 @@ impl Collector {
             read_at,
             outcome: outcome.clone(),
         };
-        let receipt = Some(Receipt::new(seq, self.attempt, tell));
+        let receipt = Some(Receipt::new(seq, self.attempt, self.tell.clone()));
         let sent = room.send(Ship { batch, receipt }).is_ok();
         if sent {
             self.to_send += 1;
@@ -514,6 +518,17 @@ impl Collector {
         }
     }
 
+    /// What was settled while it lay: without it a life that falls while it sends would begin where the last one did.
+    fn hear_settled(&mut self) {
+        loop {
+            let heard = self.fates.borrow_mut().try_recv();
+            match heard {
+                Ok(fate) if fate.settled && fate.seq >= self.low => self.settle(fate.seq),
+                Ok(_) => {}
+                Err(_) => return,
+            }
+        }
+    }
     fn settle(&mut self, seq: u64) {
         self.parts.pulse.progressed();
         self.window[(seq - self.low) as usize].settled = true;

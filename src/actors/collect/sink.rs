@@ -104,6 +104,21 @@ struct Waiting {
     entered: bool,
     _room: Option<Permits>,
 }
+/// Without a receipt nobody sends a lost message again, and it counts as waiting already: so a fall counts it as dropped.
+struct Uncounted<'a> {
+    meter: &'a OutputMeter,
+    events: usize,
+}
+impl Uncounted<'_> {
+    fn arrived(mut self) {
+        self.events = 0;
+    }
+}
+impl Drop for Uncounted<'_> {
+    fn drop(&mut self) {
+        self.meter.dropped("fell", self.events);
+    }
+}
 enum Done {
     /// The outer error is a panic.
     Wrote(Box<dyn Output>, Result<Written, String>),
@@ -188,7 +203,12 @@ impl Handler<Carried<Ship>> for Sink {
         }: Carried<Ship>,
         ctx: &mut Self::Context,
     ) {
+        let uncounted = Uncounted {
+            meter: &self.parts.meter,
+            events: if receipt.is_none() { batch.events.len() } else { 0 },
+        };
         fail::fail_point!("sink-hear"); // a message lost: its receipt says "again"
+        uncounted.arrived();
         let (lane, seq) = (batch.lane, batch.seq);
         let next = self.lanes.entry(lane).or_insert(batch.low);
         *next = batch.low.max(*next);
