@@ -169,6 +169,36 @@ impl Process {
     }
 }
 
+/// Lets go of the pages of the program's own code, most of which only a start needs: they stay in the page cache, and what is used is
+/// mapped again, page by page. An idle agent is some megabytes smaller for it.
+pub fn release_code() {
+    use nix::sys::mman::{MmapAdvise, madvise};
+    let (Ok(maps), Ok(exe)) = (
+        std::fs::read_to_string("/proc/self/maps"),
+        std::fs::read_link("/proc/self/exe"),
+    ) else {
+        return;
+    };
+    let exe = exe.to_string_lossy();
+    for line in maps
+        .lines()
+        .filter(|line| line.contains(" r-xp ") && line.ends_with(&*exe))
+    {
+        let range = line.split(' ').next().and_then(|range| range.split_once('-'));
+        let Some((Ok(from), Ok(to))) =
+            range.map(|(from, to)| (usize::from_str_radix(from, 16), usize::from_str_radix(to, 16)))
+        else {
+            continue;
+        };
+        let Some(start) = std::ptr::NonNull::new(from as *mut std::ffi::c_void) else {
+            continue;
+        };
+        // SAFETY: a read-only mapping of our own file, as the kernel has just described it, without pages of its own: nothing was
+        // relocated or written there (relocated data lie in other mappings), so each page comes back from the file as it was.
+        let _ = unsafe { madvise(start, to - from, MmapAdvise::MADV_DONTNEED) };
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::process::{Command, Stdio};
@@ -212,35 +242,5 @@ mod tests {
         child.wait().unwrap();
         assert!(process.wait(Duration::ZERO));
         assert!(!process.signal(Signal::SIGKILL).unwrap());
-    }
-}
-
-/// Lets go of the pages of the program's own code, most of which only a start needs: they stay in the page cache, and what is used is
-/// mapped again, page by page. An idle agent is some megabytes smaller for it.
-pub fn release_code() {
-    use nix::sys::mman::{MmapAdvise, madvise};
-    let (Ok(maps), Ok(exe)) = (
-        std::fs::read_to_string("/proc/self/maps"),
-        std::fs::read_link("/proc/self/exe"),
-    ) else {
-        return;
-    };
-    let exe = exe.to_string_lossy();
-    for line in maps
-        .lines()
-        .filter(|line| line.contains(" r-xp ") && line.ends_with(&*exe))
-    {
-        let range = line.split(' ').next().and_then(|range| range.split_once('-'));
-        let Some((Ok(from), Ok(to))) =
-            range.map(|(from, to)| (usize::from_str_radix(from, 16), usize::from_str_radix(to, 16)))
-        else {
-            continue;
-        };
-        let Some(start) = std::ptr::NonNull::new(from as *mut std::ffi::c_void) else {
-            continue;
-        };
-        // SAFETY: a read-only mapping of our own file, as the kernel has just described it, without pages of its own: nothing was
-        // relocated or written there (relocated data lie in other mappings), so each page comes back from the file as it was.
-        let _ = unsafe { madvise(start, to - from, MmapAdvise::MADV_DONTNEED) };
     }
 }
