@@ -756,6 +756,7 @@ pub async fn run(mut start: Start, ready: impl FnOnce(Result<(), String>)) -> En
             .transpose()?;
         Ok((Arc::new(House::build(&start).await?), tls))
     };
+    start.metrics.start_time.set(start.clock.wall().as_second() as f64);
     let (house, tls) = match made.await {
         Ok(made) => made,
         Err(error) => {

@@ -58,17 +58,23 @@ pub fn run(name: Option<&str>, json: bool) -> Done {
     Ok(0)
 }
 
+/// Two short lines a plugin: what it does, and what it promises. `agent plugins NAME` has the whole of both.
 fn list(rows: &[Row]) -> String {
-    let mut table = vec![["KIND", "PLUGIN", "WHAT", "DELIVERY"].map(str::to_owned).to_vec()];
-    table.extend(rows.iter().map(|row| {
-        let name = format!(
-            "{}:{}{}",
-            row.name,
-            row.tag,
-            if row.stable { "" } else { " (not stable)" }
-        );
-        vec![row.kind.to_owned(), name, row.about.to_owned(), row.delivery.to_owned()]
-    }));
+    let short = |text: &str| {
+        let end = text.find(['.', ';']).unwrap_or(text.len());
+        text[..end].to_owned()
+    };
+    let mut table = vec![
+        ["KIND", "PLUGIN", "WHAT, AND WHAT IT PROMISES"]
+            .map(str::to_owned)
+            .to_vec(),
+    ];
+    for row in rows {
+        let stable = if row.stable { "" } else { " (not stable)" };
+        let name = format!("{}:{}{stable}", row.name, row.tag);
+        table.push(vec![row.kind.to_owned(), name, short(row.about)]);
+        table.push(vec![String::new(), String::new(), short(row.delivery)]);
+    }
     show::table(&table)
 }
 
