@@ -1,0 +1,188 @@
+//! How a house ends: by a signal, by its inputs, or because the far side has left; and how it is drained.
+use std::time::Duration;
+
+use actix::prelude::*;
+use futures_util::future::{join_all, select_all};
+use tokio::sync::mpsc;
+
+use super::{Ended, House, Pipeline, Signal};
+use crate::messages::{
+    collect::{AwaitClosed, AwaitEnd, Hurry},
+    control::{Drain, PipelineView, Reopen},
+};
+
+pub(super) enum Why {
+    Asked,
+    Ended,
+    /// The far side of this pipeline's output has left: what it still holds can go nowhere.
+    Closed {
+        pipeline: String,
+        said: String,
+    },
+}
+/// A message that was lost in a fall is sent again; an answer that is owed survives it.
+async fn until_answered<A, M>(addr: &Addr<A>, message: impl Fn() -> M) -> M::Result
+where
+    M: Message + Send + 'static,
+    M::Result: Send,
+    A: Actor + Handler<M>,
+    A::Context: actix::dev::ToEnvelope<A, M>,
+{
+    loop {
+        match addr.send(message()).await {
+            Ok(answer) => return answer,
+            Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+        }
+    }
+}
+
+impl House {
+    /// Until somebody asks for a stop, all inputs have ended, or the far side has left.
+    pub(super) async fn until_over(&self, signals: &mut mpsc::Receiver<Signal>) -> Why {
+        let all_ended = join_all(
+            self.pipelines
+                .iter()
+                .map(|p| until_answered(&p.collector.addr, || AwaitEnd)),
+        );
+        let sinks = self
+            .pipelines
+            .iter()
+            .flat_map(|p| p.sinks.iter().map(move |s| (&p.name, &s.stage.addr)));
+        let closed = select_all(sinks.map(|(pipeline, addr)| {
+            Box::pin(async move { (pipeline.clone(), until_answered(addr, || AwaitClosed).await) })
+        }));
+        tokio::pin!(all_ended, closed);
+        loop {
+            let signal = tokio::select! {
+                signal = signals.recv() => signal.unwrap_or(Signal::Stop),
+                _ = &mut all_ended => return Why::Ended,
+                ((pipeline, said), ..) = &mut closed => return Why::Closed { pipeline, said },
+            };
+            match signal {
+                Signal::Reopen => self.reopen(),
+                Signal::Stop => return Why::Asked,
+            }
+        }
+    }
+    fn reopen(&self) {
+        for sink in self.pipelines.iter().flat_map(|p| &p.sinks) {
+            // Control messages are few: a full mailbox would mean hundreds of signals unheard.
+            let _ = sink.stage.addr.try_send(Reopen);
+        }
+    }
+    /// From the input to the sink. All of it within `limit`, and then the late are named.
+    pub(super) async fn stop(&self, why: Why, limit: Duration, log: &slog::Logger) -> Ended {
+        self.stopping.begin();
+        for sink in self.pipelines.iter().flat_map(|p| &p.sinks) {
+            let _ = sink.stage.addr.try_send(Hurry);
+        }
+        let deadline = tokio::time::Instant::now() + limit;
+        let gone = match &why {
+            Why::Closed { pipeline, .. } => Some(pipeline),
+            _ => None,
+        };
+        let drained = self
+            .pipelines
+            .iter()
+            .filter(|p| Some(&p.name) != gone)
+            .map(|p| p.drain(deadline));
+        let late = join_all(drained).await.into_iter().flatten().collect::<Vec<_>>();
+        let mut total = Totals::default();
+        for view in self.views().await {
+            total.add(&view);
+            if view.unsettled > 0 {
+                let (pipeline, unsettled) = (&view.name, view.unsettled);
+                match view.rewinds {
+                    true => {
+                        slog::warn!(log, "events are left at their source"; "pipeline" => pipeline, "events" => unsettled)
+                    }
+                    false => slog::error!(log, "events are lost"; "pipeline" => pipeline, "events" => unsettled),
+                }
+            }
+        }
+        let Totals {
+            delivered,
+            lost,
+            dead,
+            dropped,
+            ..
+        } = total;
+        let (mut code, mut text) = match &why {
+            Why::Asked => (0, "stopped as asked".to_owned()),
+            Why::Ended => (0, "all input has ended".to_owned()),
+            Why::Closed { said, .. } => (1, said.clone()),
+        };
+        if !late.is_empty() {
+            text = format!(
+                "{text}; past the deadline of {}s: {}",
+                limit.as_secs_f64(),
+                late.join(", ")
+            );
+        }
+        if lost > 0 {
+            (code, text) = (1, format!("{text}; {lost} events are lost"));
+        } else if dead > 0 && code == 0 {
+            (code, text) = (75, format!("{text}; {dead} events wait in the dead letter"));
+        }
+        let counts = [
+            ("delivered", delivered),
+            ("at_source", total.at_source),
+            ("lost", lost),
+            ("dropped", dropped),
+            ("dead", dead),
+        ];
+        Ended {
+            code,
+            why: text,
+            counts: counts.map(|(what, n)| (what.to_owned(), n)).to_vec(),
+        }
+    }
+}
+impl Pipeline {
+    /// Who was not done in time.
+    async fn drain(&self, deadline: tokio::time::Instant) -> Vec<String> {
+        let mut late = vec![];
+        if !within(deadline, &self.collector.addr, || Drain).await {
+            late.push(self.collector.pulse.name.clone());
+        }
+        within(deadline, &self.filter.addr, || Drain).await;
+        let sinks = self
+            .sinks
+            .iter()
+            .map(|s| async move { (s, within(deadline, &s.stage.addr, || Drain).await) });
+        let slow = join_all(sinks).await.into_iter().filter(|(_, done)| !done);
+        late.extend(slow.map(|(s, _)| s.stage.pulse.name.clone()));
+        late
+    }
+}
+async fn within<A, M>(deadline: tokio::time::Instant, addr: &Addr<A>, message: impl Fn() -> M) -> bool
+where
+    M: Message<Result = ()> + Send + 'static,
+    A: Actor + Handler<M>,
+    A::Context: actix::dev::ToEnvelope<A, M>,
+{
+    tokio::time::timeout_at(deadline, until_answered(addr, message))
+        .await
+        .is_ok()
+}
+#[derive(Default)]
+struct Totals {
+    delivered: u64,
+    at_source: u64,
+    lost: u64,
+    dropped: u64,
+    dead: u64,
+}
+impl Totals {
+    fn add(&mut self, view: &PipelineView) {
+        match view.rewinds {
+            true => self.at_source += view.unsettled,
+            false => self.lost += view.unsettled,
+        }
+        for output in &view.outputs {
+            self.delivered += output.delivered;
+            self.dropped += output.dropped;
+            self.dead += output.dead;
+        }
+    }
+}
