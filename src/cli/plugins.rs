@@ -120,6 +120,6 @@ mod tests {
             assert_eq!(row.json()["options"].as_array().unwrap().len(), row.options.len());
         }
         let list = list(&catalog());
-        assert_eq!(list.lines().count(), 1 + catalog().len());
+        assert_eq!(list.lines().count(), 1 + 2 * catalog().len());
     }
 }
