@@ -468,3 +468,24 @@ async fn a_stop_during_the_wait_for_a_retry_is_prompt() {
     house.conserved().await;
     assert!(a.numbers().into_iter().eq(0..house.meter.events_in.get()));
 }
+
+#[actix_rt::test]
+async fn an_output_that_drops_stays_bounded_though_it_is_told_to_block_while_broken() {
+    let (n, a, b) = (10_000, Target::default(), Target::default());
+    b.0.broken.store(true, SeqCst);
+    let mut plan = plan(
+        Numbers::new(n, 10, &Dice::never()),
+        &Dice::never(),
+        vec![(sure(&a), Block), (sure(&b), DropNewest)],
+    );
+    plan.outputs[1].2 = Block;
+    let house = House::build(plan);
+    house.ended().await;
+    house.conserved().await;
+    let waiting = house.waiting().await[1];
+    assert!(
+        (1..=80).contains(&waiting),
+        "{waiting} wait, bounded by 64 and the batch that is being written"
+    );
+    assert_eq!(a.len() as u64, n);
+}

@@ -459,3 +459,20 @@ fn strangers_on_the_http_port_take_nothing_from_the_data_path() {
         }
     );
 }
+
+#[test]
+fn a_stop_delivers_what_was_taken_from_stdin_an_unended_line_too() {
+    let place = Place::default();
+    let mut child = place.agent(&[]).stdin(Stdio::piped()).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(b"one\ntwo, not ended").unwrap();
+    let mut reader = BufReader::new(child.stdout.take().unwrap());
+    let mut first = String::new();
+    reader.read_line(&mut first).unwrap();
+    signal(&child, nix::sys::signal::Signal::SIGTERM);
+    let mut rest = String::new();
+    reader.read_to_string(&mut rest).unwrap();
+    assert_eq!((first.as_str(), rest.as_str()), ("one\n", "two, not ended\n"));
+    assert_eq!(finish(child).code(), Some(0));
+    drop(stdin); // it was open all the time
+}

@@ -126,12 +126,14 @@ impl Generation {
         self.good += frame.len() as u64;
         Ok(())
     }
-    pub fn sync(&mut self) -> io::Result<()> {
-        if self.dirty {
-            self.file.sync_data()?;
-            self.dirty = false;
+    /// Its file, if anything was written since the last time: for the caller to sync.
+    pub fn unsynced(&mut self) -> io::Result<Option<File>> {
+        if !self.dirty {
+            return Ok(None);
         }
-        Ok(())
+        let file = self.file.try_clone()?;
+        self.dirty = false;
+        Ok(Some(file))
     }
     pub fn is_long(&self) -> bool {
         self.good > self.due_at

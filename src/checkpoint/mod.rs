@@ -303,6 +303,13 @@ impl Journal {
     }
     /// The outputs have synced: sets `synced`, writes, fdatasyncs. What was restarted since `before_sync` stays as it is.
     pub fn sync(&mut self, synced: &[(SourceId, Progress)]) -> io::Result<()> {
+        match self.begin_sync(synced)?.map_or(Ok(()), |file| file.sync_data()) {
+            Ok(()) => Ok(()),
+            Err(error) => Err(self.sync_failed(error)),
+        }
+    }
+    /// The first half of `sync`: the caller then syncs that file, which may take its time, and tells `sync_failed` if it could not.
+    pub fn begin_sync(&mut self, synced: &[(SourceId, Progress)]) -> io::Result<Option<File>> {
         for &(id, progress) in synced {
             if self
                 .rows
@@ -313,15 +320,14 @@ impl Journal {
             }
         }
         self.write()?;
-        if let Some(file) = &mut self.file
-            && let Err(error) = file.sync()
-        {
-            // The kernel may have thrown the pages away and call them clean: what they held is written anew.
-            self.file = None;
-            self.renew = true;
-            return Err(said(error, "could not sync checkpoint", &self.dir));
-        }
-        Ok(())
+        let file = self.file.as_mut().map_or(Ok(None), Generation::unsynced);
+        file.map_err(|error| said(error, "could not sync checkpoint", &self.dir))
+    }
+    /// The kernel may have thrown the pages away and call them clean: what they held is written anew. Says the error in full.
+    pub fn sync_failed(&mut self, error: io::Error) -> io::Error {
+        self.file = None;
+        self.renew = true;
+        said(error, "could not sync checkpoint", &self.dir)
     }
 }
 

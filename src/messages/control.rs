@@ -125,6 +125,8 @@ pub struct OutputView {
     pub dropped: u64,
     pub dead: u64,
     pub waiting: u64,
+    /// Of these: in its own queue, settled already (outputs that drop).
+    pub queued: u64,
     /// in - filtered - delivered - dropped - dead - waiting
     pub difference: i64,
     /// Why the last write failed, while it has not succeeded since.

@@ -142,6 +142,9 @@ impl Input for Numbers {
         }
         Ok(Next::More)
     }
+    fn no_more(&mut self) {
+        self.end = self.at;
+    }
     fn rewinds(&self) -> bool {
         false
     }

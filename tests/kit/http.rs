@@ -377,6 +377,7 @@ answers! {
             delivered: 4,
             dropped: 2,
             dead: 1,
+            queued: 0,
             waiting: 2,
             difference: 0,
             error: Some("no space left".into()),

@@ -26,7 +26,7 @@ use crate::{
         control::Drain,
         receipt::{Fate, Receipt},
     },
-    model::{Batch, Chunk, Lane, Outcome},
+    model::{Batch, Chunk, Lane, Outcome, Progress, SourceId},
     plugins::inputs::{Input, InputError, Next, Want},
 };
 
@@ -282,7 +282,7 @@ impl Collector {
             if self.ended {
                 self.await_end.tell(());
             }
-            if self.draining {
+            if self.draining && (self.parts.rewinds || self.ended) {
                 self.conclude(ctx);
             }
         }
@@ -295,8 +295,13 @@ impl Collector {
             }
             return;
         }
-        if self.draining || self.ended || self.resting {
+        if self.ended || self.resting || (self.draining && self.parts.rewinds) {
             return;
+        }
+        if self.draining
+            && let Some(input) = &mut self.input
+        {
+            input.no_more(); // what it has taken from its source would be gone
         }
         if self.window.len() >= WINDOW {
             return self.tend_later(ctx);
@@ -383,7 +388,8 @@ impl Collector {
         }) = self.reading.take().and_then(Errand::take)
         else {
             self.error = Some("the input was lost with its thread".into());
-            return;
+            self.ended = true;
+            return self.pump(ctx);
         };
         self.input = Some(input);
         let mut bytes = 0;
@@ -567,6 +573,25 @@ async fn on_disk(
     }
 }
 
+/// The disk is waited for without the lock: who settles meanwhile does not wait with us.
+async fn sync_on_disk(journal: SharedJournal, until: Vec<(SourceId, Progress)>) -> Checkpointed {
+    let file = Arc::new(Mutex::new(None));
+    let (found, again) = (file.clone(), journal.clone());
+    on_disk(journal, move |journal| {
+        *found.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = journal.begin_sync(&until)?;
+        Ok(())
+    })
+    .await?;
+    let Some(file) = file.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take() else {
+        return Ok(());
+    };
+    match actix_rt::task::spawn_blocking(move || file.sync_data()).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) => Err(lock(&again).sync_failed(error).to_string()),
+        Err(_) => Err("could not write checkpoint: its sync panicked".into()),
+    }
+}
+
 impl Collector {
     fn checkpointed(&mut self, result: Checkpointed) -> bool {
         match result {
@@ -638,7 +663,7 @@ impl Collector {
                 return None;
             }
             match (journal, until) {
-                (Some(journal), Some(until)) => Some(on_disk(journal, move |journal| journal.sync(&until)).await),
+                (Some(journal), Some(until)) => Some(sync_on_disk(journal, until).await),
                 _ => Some(Ok(())),
             }
         }

@@ -77,10 +77,13 @@ pub struct Sink {
     drained: bool,
     await_sync: Later<Result<(), String>>,
     syncing: Later<Result<(), String>>,
+    syncer: Option<Errand<Result<(), String>>>,
+    sync_broken: Option<String>,
     await_closed: Later<String>,
     await_drain: Later<()>,
     // Made anew in each life.
     watching: bool,
+    watching_sync: bool,
     resting: Option<SpawnHandle>,
 }
 struct Parts {
@@ -178,6 +181,9 @@ impl Sink {
             resting: None,
             await_sync: Later::default(),
             syncing: Later::default(),
+            syncer: None,
+            sync_broken: None,
+            watching_sync: false,
             await_closed: Later::default(),
             await_drain: Later::default(),
         }
@@ -186,8 +192,7 @@ impl Sink {
 impl Actor for Sink {
     type Context = Context<Self>;
     fn started(&mut self, ctx: &mut Self::Context) {
-        (self.watching, self.resting) = (false, None);
-        self.await_sync.append(&mut self.syncing); // the sync under way has nobody who hears of it
+        (self.watching, self.watching_sync, self.resting) = (false, false, None);
         self.pump(ctx);
     }
 }
@@ -327,7 +332,9 @@ impl Sink {
 
     /// Keeps the queue of an output that may drop within its bounds.
     fn bound(&mut self) {
-        let policy = if self.breaker.is_broken() {
+        // An output that drops always does: nobody else bounds its queue.
+        let degrades = self.breaker.is_broken() && self.parts.degrade != WhenFull::Block;
+        let policy = if degrades {
             self.parts.degrade
         } else {
             self.parts.when_full
@@ -389,10 +396,16 @@ impl Sink {
             }
             return;
         }
-        if self.await_sync.is_asked() && !self.syncing.is_asked() {
+        if self.await_sync.is_asked() || self.syncer.is_some() {
             self.sync(ctx);
         }
-        if self.resting.is_some() || self.closed.is_some() {
+        if self.closed.is_some() {
+            if self.draining {
+                self.await_drain.tell(()); // what it holds can go nowhere
+            }
+            return;
+        }
+        if self.resting.is_some() {
             return;
         }
         if self.condemned.is_some() {
@@ -434,22 +447,36 @@ impl Sink {
             self.await_drain.tell(());
         }
     }
-    /// The disk may take its time: the next writes go on meanwhile.
+    /// The disk may take its time: the next writes go on meanwhile. The sync itself outlives a fall, and the next life hears of it.
     fn sync(&mut self, ctx: &mut Context<Self>) {
-        let Some(output) = &mut self.output else { return };
-        self.syncing.append(&mut self.await_sync);
-        let syncer = guarded(output, |output| output.syncer());
-        let work = async move {
-            let done = match syncer {
-                Ok(syncer) => actix_rt::task::spawn_blocking(syncer).await,
-                Err(panic) => return Err(panic),
-            };
-            match done {
-                Ok(result) => result.map_err(|error| error.to_string()),
-                Err(_) => Err("the sync panicked".to_owned()),
+        if self.syncer.is_none() {
+            let Some(output) = &mut self.output else { return };
+            self.syncing.append(&mut self.await_sync);
+            if let Some(error) = &self.sync_broken {
+                return self.syncing.tell(Err(error.clone()));
             }
-        };
-        ctx.spawn(work.into_actor(self).map(|result, me, _| me.syncing.tell(result)));
+            let made = guarded(output, |output| output.syncer());
+            self.syncer = Some(Errand::start(move || {
+                let mut syncer = Some(made?);
+                let done = guarded(&mut syncer, |syncer| syncer.take().map_or(Ok(()), |syncer| syncer()))?;
+                done.map_err(|error| error.to_string())
+            }));
+        }
+        let Some(syncer) = &self.syncer else { return };
+        if std::mem::replace(&mut self.watching_sync, true) {
+            return;
+        }
+        ctx.spawn(syncer.done().into_actor(self).map(|(), me, ctx| {
+            me.watching_sync = false;
+            let result = me.syncer.take().and_then(Errand::take).unwrap_or_else(|| Err("the sync was lost".into()));
+            if let Err(error) = &result {
+                slog::error!(me.parts.log, "output cannot sync: after a power loss more would be repeated"; "error" => error);
+                // The next sync may succeed although what this one was for is not safe: until the next start nothing counts as synced.
+                me.sync_broken = Some(error.clone());
+            }
+            me.syncing.tell(result);
+            me.pump(ctx);
+        }));
     }
     fn start(&mut self, ctx: &mut Context<Self>, work: impl FnOnce(Box<dyn Output>) -> Done + Send + 'static) {
         let Some(output) = self.output.take() else { return };

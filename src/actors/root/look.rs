@@ -63,6 +63,7 @@ impl Pipeline {
                 dropped,
                 dead,
                 waiting,
+                queued,
                 difference: events_in as i64 - (filtered + delivered + dropped + dead + waiting) as i64,
                 error: look.and_then(|look| look.error),
             }

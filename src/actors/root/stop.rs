@@ -89,6 +89,10 @@ impl House {
         let late = join_all(drained).await.into_iter().flatten().collect::<Vec<_>>();
         let mut total = Totals::default();
         for view in self.views().await {
+            for output in view.outputs.iter().filter(|output| output.queued > 0) {
+                slog::error!(log, "events in the queue of an output that drops are lost"; "pipeline" => &view.name,
+                    "output" => &output.label, "events" => output.queued);
+            }
             total.add(&view);
             if view.unsettled > 0 {
                 let (pipeline, unsettled) = (&view.name, view.unsettled);
@@ -142,8 +146,15 @@ impl Pipeline {
     /// Who was not done in time.
     async fn drain(&self, deadline: tokio::time::Instant) -> Vec<String> {
         let mut late = vec![];
-        if !within(deadline, &self.collector.addr, || Drain).await {
-            late.push(self.collector.pulse.name.clone());
+        let sinks = self
+            .sinks
+            .iter()
+            .map(|s| Box::pin(until_answered(&s.stage.addr, || AwaitClosed)));
+        tokio::select! {
+            done = within(deadline, &self.collector.addr, || Drain) => if !done {
+                late.push(self.collector.pulse.name.clone());
+            },
+            _ = select_all(sinks) => {} // the far side has left: what is still held can go nowhere, and is counted
         }
         within(deadline, &self.filter.addr, || Drain).await;
         let sinks = self
@@ -180,6 +191,7 @@ impl Totals {
             false => self.lost += view.unsettled,
         }
         for output in &view.outputs {
+            self.lost += output.queued;
             self.delivered += output.delivered;
             self.dropped += output.dropped;
             self.dead += output.dead;

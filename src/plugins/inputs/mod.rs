@@ -76,6 +76,8 @@ pub trait Input: Send {
     fn read_at_once(&mut self, _want: Want, _into: &mut Vec<Chunk>) -> Option<Result<Next, InputError>> {
         None
     }
+    /// Nothing more will be asked from the source: give out what was taken from it already, then end. For inputs that cannot rewind.
+    fn no_more(&mut self) {}
     /// Goes back to what the journal says, after the Collector has lost what was read since (it never does by itself).
     fn rewinds(&self) -> bool;
     /// Told about once in 50 ms how far things are settled; the place to let go of files that are done with.

@@ -217,16 +217,22 @@ impl Input for Stdin {
         let ready = self.polls && self.is_ready(PollTimeout::ZERO).unwrap_or(false);
         ready.then(|| self.read_within(0, want, into))
     }
+    fn no_more(&mut self) {
+        self.ended = true;
+    }
     fn rewinds(&self) -> bool {
         false
     }
 }
 
+/// A read that only throws away (NULs, the rest of a line that is too long) comes back after so many fills: a stop is heard.
+const MOST_FILLS: u32 = 8;
+
 impl Stdin {
     /// Waits at most so long for the first byte.
     fn read_within(&mut self, wait_ms: u8, want: Want, into: &mut Vec<Chunk>) -> Result<Next, InputError> {
         let before = into.len();
-        let mut room = want.bytes;
+        let (mut room, mut fills) = (want.bytes, 0);
         while into.len() - before < want.chunks && (room > 0 || into.len() == before) {
             let had = into.len();
             if self.deliver(room, into) {
@@ -237,6 +243,9 @@ impl Stdin {
             if self.ended {
                 return Ok(if into.len() == before { Next::Ended } else { Next::More });
             }
+            if fills == MOST_FILLS {
+                return Ok(Next::Idle(Duration::ZERO));
+            }
             let wait = if into.len() == before { wait_ms } else { 0 };
             match self.is_ready(wait.into()).and_then(|ready| {
                 if ready {
@@ -244,7 +253,7 @@ impl Stdin {
                 }
                 Ok(ready)
             }) {
-                Ok(true) => {}
+                Ok(true) => fills += 1,
                 Ok(false) => return Ok(Next::Idle(Duration::ZERO)), // the waiting was done here
                 // What was read before it counts; an error that stays comes again.
                 Err(_) if into.len() > before => break,
