@@ -6,7 +6,7 @@
 //! | `Fate` | receipt → Collector | – | batches in the window |
 //! | `SyncNow` | Collector → Sinks | synced, or why not | one a second |
 //! | `AwaitEnd` | Root → Collector | when the input has ended and all is settled | one |
-//! | `AwaitClosed` | Root → Sink | when the far side has left for good, what it said | one |
+//! | `AwaitClosed` | Root → Sink | when the far side has left for good, what it said | one, and one a stop |
 //! | `Hurry` | Root → Sink | heard | one a stop |
 //! | `Drain` | Root → Collector, then FilterStage, then Sinks; last HttpApi | nothing is left in it | one a stop |
 //! | `Reopen` | Root → Sinks | – | one a signal |
