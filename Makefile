@@ -12,9 +12,11 @@ setup: ## Make a fresh clone ready: what is missing, cargo-deny, servers for ben
 	@scripts/setup.sh
 
 build: ## Build for development: target/debug/agent
+	@scripts/setup.sh build
 	$(CARGO) build --locked
 
 release: ## Build for use: target/release/agent, with optimisation: some minutes
+	@scripts/setup.sh build
 	$(CARGO) build --locked --release
 
 check: ## Form, clippy (also with failpoints), licenses and bans of dependencies
@@ -25,6 +27,7 @@ check: ## Form, clippy (also with failpoints), licenses and bans of dependencies
 	$(DENY) --log-level error --all-features --locked check bans licenses sources
 
 test: ## All tests, then all again with failpoints (one at a time: a failpoint counts for the whole process)
+	@scripts/setup.sh build
 	$(CARGO) test --locked
 	$(CARGO) test --locked --features failpoints -- --test-threads=1
 

@@ -3,6 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+scripts/setup.sh build
 cargo build --quiet --bin agent
 agent=${CARGO_TARGET_DIR:-target}/debug/agent
 

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Makes a fresh clone ready. Safe to repeat; says little when all is there. Nothing is installed outside target/, nothing is started.
 #   setup.sh           all of it
+#   setup.sh build     what `cargo build` needs: protoc
 #   setup.sh tools     what `make build`, `make test` and `make check` need
 #   setup.sh servers   what only `make bench` uses beside it: rsyslog as a peer, socat
 set -euo pipefail
@@ -50,6 +51,32 @@ install_deny() {
     rm -rf target/tools/build
 }
 
+# Only the build of etcd-client uses it, through scripts/protoc.
+fetch_protoc() {
+    local dir=target/protoc
+    ! command -v protoc >/dev/null && [ ! -e $dir/done ] || return 0
+    if ! command -v apt-get >/dev/null || ! command -v dpkg >/dev/null; then
+        say "missing: protoc, and no apt-get to bring it. Install protobuf's compiler, 3.15 or later"
+        exit 1
+    fi
+    rm -rf $dir && mkdir -p $dir/debs
+    # The libraries' names change from release to release: asked, not known.
+    if ! { unpack_protoc || { [ "$(id -u)" = 0 ] && apt-get update && unpack_protoc; }; } >$dir/log 2>&1; then
+        say "could not bring protoc, see $dir/log. Debian, Ubuntu: sudo apt-get update, or: sudo apt-get install protobuf-compiler"
+        exit 1
+    fi
+    rm -r $dir/debs
+    touch $dir/done
+}
+unpack_protoc() {
+    local packages
+    packages=$(apt-cache depends --recurse --no-suggests --no-conflicts --no-breaks --no-replaces --no-enhances protobuf-compiler |
+        grep -E '^(protobuf-compiler|libproto[a-z-]*[0-9]*(t64)?)$' | sort -u) || return 1
+    # shellcheck disable=SC2086 # words
+    (cd "$dir/debs" && apt-get download -q $packages) || return 1
+    for deb in "$dir"/debs/*.deb; do dpkg -x "$deb" "$dir" || return 1; done
+}
+
 # Debian's own packages, unpacked: no root, no service.
 fetch_servers() {
     local dir=target/servers
@@ -71,8 +98,9 @@ fetch_servers() {
 
 check_system
 case ${1:-all} in
-    all) install_deny && fetch_servers ;;
-    tools) install_deny ;;
+    all) fetch_protoc && install_deny && fetch_servers ;;
+    build) fetch_protoc ;;
+    tools) fetch_protoc && install_deny ;;
     servers) fetch_servers ;;
-    *) say "found \`$1\`, accepted: tools, servers, or nothing for both" && exit 64 ;;
+    *) say "found \`$1\`, accepted: build, tools, servers, or nothing for all" && exit 64 ;;
 esac
