@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     fs,
     ops::RangeInclusive,
+    os::fd::AsFd,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
     time::Duration,
@@ -15,13 +16,24 @@ use luffly_agent::{
     model::{FileBoard, FileStatus, Host, Mark},
     os,
     plugins::{
-        Table,
-        inputs::{Input, InputContext, Next, Tally, Want, file},
+        Plugin, Table,
+        inputs::{Build, Input, InputContext, Next, Tally, Want, file},
     },
 };
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::Value;
 use tempfile::TempDir;
 
+/// Test files that end in `_v2` are about that version of the plugin, all others about the first.
+fn plugin() -> &'static Plugin<Build> {
+    match env!("CARGO_CRATE_NAME").ends_with("_v2") {
+        true => &file::PLUGIN_V2,
+        false => &file::PLUGIN_V1,
+    }
+}
+pub fn is_v2() -> bool {
+    plugin().tag == "v2"
+}
 /// One numbered line: whose it is, which one, a checksum of both.
 pub fn text(id: &str, seq: usize) -> String {
     let line = format!("{id} {seq:06}");
@@ -83,6 +95,8 @@ pub struct Rig {
     journal: Option<SharedJournal>,
     input: Option<Box<dyn Input>>,
     pub once: bool,
+    /// The other version of the plugin is mounted next.
+    pub other_version: bool,
     pub keeps_journal: bool,
     /// The outputs settle what they get.
     pub settling: bool,
@@ -117,6 +131,7 @@ impl Rig {
             journal: None,
             input: None,
             once: false,
+            other_version: false,
             keeps_journal: true,
             settling: true,
             got: Vec::new(),
@@ -130,7 +145,7 @@ impl Rig {
     /// Why these options are refused.
     pub fn refusal(options: Value) -> String {
         let table = Table(options.as_object().unwrap().clone());
-        (file::PLUGIN_V1.check)(&table)
+        (plugin().check)(&table)
             .expect_err(&format!("{options} is accepted"))
             .to_string()
     }
@@ -188,10 +203,19 @@ impl Rig {
             tally: self.tally.clone(),
         }
     }
+    fn plugin(&self) -> &'static Plugin<Build> {
+        match is_v2() != self.other_version {
+            true => &file::PLUGIN_V2,
+            false => &file::PLUGIN_V1,
+        }
+    }
+    pub fn note(&mut self) -> Option<String> {
+        self.mount().note().map(str::to_owned)
+    }
     fn mount(&mut self) -> &mut Box<dyn Input> {
         if self.input.is_none() {
             let context = self.context();
-            let input = (file::PLUGIN_V1.build)(&self.table, context);
+            let input = (self.plugin().build)(&self.table, context);
             self.input = Some(input.unwrap_or_else(|error| panic!("{error}")));
         }
         self.input.as_mut().unwrap()
@@ -284,7 +308,16 @@ impl Rig {
         let began = std::time::Instant::now();
         while began.elapsed() < time {
             if let Next::Idle(wait) = self.read(want) {
-                std::thread::sleep(wait.min(time.saturating_sub(began.elapsed())));
+                let wait = wait.min(time.saturating_sub(began.elapsed()));
+                match self.mount().news() {
+                    Some(news) => {
+                        std::thread::sleep(news.rest.min(wait));
+                        let mut fds = [PollFd::new(news.fd.as_fd(), PollFlags::POLLIN)];
+                        let wait = wait.saturating_sub(news.rest);
+                        poll(&mut fds, PollTimeout::try_from(wait).unwrap()).unwrap();
+                    }
+                    None => std::thread::sleep(wait),
+                }
             }
         }
     }

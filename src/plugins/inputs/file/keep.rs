@@ -11,7 +11,7 @@ use nix::libc::{EMFILE, ENFILE, O_NOCTTY, O_NONBLOCK};
 use slog::{debug, info, warn};
 
 use super::{
-    Files, Key, Orphan,
+    Files, Key, Orphan, Watching,
     discovery::shown,
     identity::{Head, Inode, Stamp},
     tail::{Tail, Trouble},
@@ -65,13 +65,18 @@ impl Files {
             return false;
         };
         let opened = open_regular(&tail.path).and_then(|file| {
-            let inode = Inode::of(&file.metadata()?);
-            Ok((file, inode))
+            let meta = file.metadata()?;
+            Ok((file, Inode::of(&meta), meta.nlink()))
         });
         match opened {
-            Ok((file, inode)) if inode == tail.inode => {
+            Ok((file, inode, names)) if inode == tail.inode => {
                 let is_link = tail.path.symlink_metadata().is_ok_and(|meta| meta.is_symlink());
                 tail.real = is_link.then(|| tail.path.canonicalize().ok()).flatten();
+                if let Watching::Here(watcher) = &mut self.watching
+                    && (is_link || names > 1 || tail.gone.is_some())
+                {
+                    watcher.watch_file(key, &file, &tail.path); // it may be written to through a name elsewhere
+                }
                 tail.file = Some(file);
                 tail.active = now;
                 self.open.insert(key);
@@ -244,6 +249,9 @@ impl Files {
             &mut self.settling,
         ] {
             keys.remove(&key);
+        }
+        if let Some(watcher) = self.watcher() {
+            watcher.forget_file(key);
         }
         self.context.board.remove(&tail.path);
         self.stamp(&tail);

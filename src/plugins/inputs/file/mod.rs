@@ -1,4 +1,4 @@
-//! Follows files by polling. `discovery` finds names, `identity` knows a file again, `tail` reads one file, `reconcile` brings names and
+//! Follows files: by polling (v1), or told by the kernel where to look (v2, see `watch`). `discovery` finds names, `identity` knows a file again, `tail` reads one file, `reconcile` brings names and
 //! files together after each look at the directories (with `recall` for what the journal knows, and `copies` for what is no plain
 //! rename), `keep` looks after descriptors, the board and the journal.
 //!
@@ -11,6 +11,7 @@ mod keep;
 mod recall;
 mod reconcile;
 mod tail;
+mod watch;
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -25,6 +26,7 @@ use crate::{
         Mark, Progress, SourceId,
         units::{Size, Span},
     },
+    os,
     plugins::{
         BadValue, Opt,
         framing::{self, OnLongLine, Pool, Rules, SMALL},
@@ -33,6 +35,7 @@ use crate::{
 use discovery::Globs;
 use identity::{Head, Inode};
 use tail::{Step, Tail};
+use watch::{Watcher, Watching};
 
 pub const PLUGIN_V1: Plugin<Build> = Plugin {
     name: "file",
@@ -41,68 +44,84 @@ pub const PLUGIN_V1: Plugin<Build> = Plugin {
     about: "Follows files by polling, through every kind of rotation. Works on all file systems, network ones too. Polling has one limit: \
             a file of one line that is truncated and given the same line again looks as if it had been touched; it is seen as new with \
             its next change of size.",
-    delivery: "Read again from the checkpoint: at least once, and exactly once after a clean stop. What no agent can recover (truncated \
-               before it was read, no copy in sight) is counted as bytes_lost.",
-    options: &[
-        opt(
-            "paths",
-            "required",
-            "Patterns of the files to read: *, ?, [a-z], {a,b} within a name, ** for any depth of directories. \
-             Symlinks are followed, a file with several names is read once. A backslash takes the meaning from the next character.",
-        ),
-        opt(
-            "exclude",
-            "[]",
-            "Patterns of files that are never opened. One without a slash is about the name alone, as in \"*.gz\".",
-        ),
-        opt(
-            "start",
-            "\"beginning\"",
-            "beginning or end: where a file is begun that is there at the very first start. What appears later is \
-             always read from its beginning.",
-        ),
-        framing::MAX_LINE,
-        framing::ON_LONG_LINE,
-        opt(
-            "max_open_files",
-            "512",
-            "How many files may be open at once, 64 less than the process may have at most. Beyond it the one idle \
-             for longest is closed, and looked at by name.",
-        ),
-        opt(
-            "close_idle",
-            "\"5m\"",
-            "After so long without news a file is closed, and looked at by name. Also how long a file that was renamed \
-             out of sight stays open after the last news.",
-        ),
-        opt(
-            "hold_deleted",
-            "\"5m\"",
-            "For so long a deleted file is held open while nothing of what is left in it can be delivered. Then it is \
-             given up, and counted as bytes_given_up.",
-        ),
-        opt(
-            "forget_after",
-            "\"14d\"",
-            "So long the checkpoint of a file that is not there any more is kept.",
-        ),
-        opt(
-            "poll_every",
-            "\"250ms\"",
-            "How often open files are looked at, and at most how often the directories are: looking for files takes \
-             a hundredth of the time at most, and happens every 10s at least.",
-        ),
-        opt(
-            "flush_partial",
-            "none",
-            "After so long an unfinished line at the end of a file is delivered as it is. What is written to it later \
-             becomes a line of its own. By default such a line waits for its end.",
-        ),
-    ],
+    delivery: DELIVERY,
+    options: OPTIONS,
     sample: r#"{ plugin = "file:v1", paths = ["/var/log/*.log"] }"#,
     check: |table| Options::read(table).map(drop),
-    build: |table, context| Ok(Box::new(Files::new(Options::read(table)?, context))),
+    build: |table, context| Ok(Box::new(Files::new(Options::read(table)?, context, false))),
 };
+/// `file` alone: the same, told by the kernel where to look.
+pub const PLUGIN_V2: Plugin<Build> = Plugin {
+    name: "file",
+    tag: "v2",
+    stable: true,
+    about: "Follows files by what the kernel says about them (inotify), through every kind of rotation; looks at everything now and then all \
+            the same. Where the kernel does not tell (a limit of inotify, a network file system) it polls as file:v1 does, and says why. \
+            Same options and same checkpoints as file:v1: either goes on where the other was.",
+    delivery: DELIVERY,
+    options: OPTIONS,
+    sample: r#"{ plugin = "file:v2", paths = ["/var/log/*.log"] }"#,
+    check: |table| Options::read(table).map(drop),
+    build: |table, context| Ok(Box::new(Files::new(Options::read(table)?, context, true))),
+};
+const DELIVERY: &str = "Read again from the checkpoint: at least once, and exactly once after a clean stop. What no agent can recover (truncated \
+     before it was read, no copy in sight) is counted as bytes_lost.";
+const OPTIONS: &[Opt] = &[
+    opt(
+        "paths",
+        "required",
+        "Patterns of the files to read: *, ?, [a-z], {a,b} within a name, ** for any depth of directories. \
+         Symlinks are followed, a file with several names is read once. A backslash takes the meaning from the next character.",
+    ),
+    opt(
+        "exclude",
+        "[]",
+        "Patterns of files that are never opened. One without a slash is about the name alone, as in \"*.gz\".",
+    ),
+    opt(
+        "start",
+        "\"beginning\"",
+        "beginning or end: where a file is begun that is there at the very first start. What appears later is \
+         always read from its beginning.",
+    ),
+    framing::MAX_LINE,
+    framing::ON_LONG_LINE,
+    opt(
+        "max_open_files",
+        "512",
+        "How many files may be open at once, 64 less than the process may have at most. Beyond it the one idle \
+         for longest is closed, and looked at by name.",
+    ),
+    opt(
+        "close_idle",
+        "\"5m\"",
+        "After so long without news a file is closed, and looked at by name. Also how long a file that was renamed \
+         out of sight stays open after the last news.",
+    ),
+    opt(
+        "hold_deleted",
+        "\"5m\"",
+        "For so long a deleted file is held open while nothing of what is left in it can be delivered. Then it is \
+         given up, and counted as bytes_given_up.",
+    ),
+    opt(
+        "forget_after",
+        "\"14d\"",
+        "So long the checkpoint of a file that is not there any more is kept.",
+    ),
+    opt(
+        "poll_every",
+        "\"250ms\"",
+        "How often open files are looked at, and at most how often the directories are: looking for files takes \
+         a hundredth of the time at most, and happens every 10s at least.",
+    ),
+    opt(
+        "flush_partial",
+        "none",
+        "After so long an unfinished line at the end of a file is delivered as it is. What is written to it later \
+         becomes a line of its own. By default such a line waits for its end.",
+    ),
+];
 const fn opt(name: &'static str, default: &'static str, about: &'static str) -> Opt {
     Opt { name, default, about }
 }
@@ -250,11 +269,26 @@ struct Files {
     /// The number of the next source where no journal is kept.
     next_id: u64,
     max_open: usize,
+    watching: Watching,
+    /// Hints ask for a look at the directories not before this (steady).
+    soonest_scan: Duration,
+    /// More hints wait to be heard.
+    heard_more: bool,
+    /// Names that led to other files a short time ago, and since when (steady).
+    left: HashMap<PathBuf, (Key, Duration)>,
 }
 
 impl Files {
-    fn new(options: Options, context: InputContext) -> Self {
+    fn new(options: Options, context: InputContext, follows_events: bool) -> Self {
         Self {
+            // What reads once and ends needs no news.
+            watching: match follows_events && !context.once {
+                true => Watching::Here(Box::new(Watcher::new())),
+                false => Watching::Never,
+            },
+            soonest_scan: Duration::ZERO,
+            heard_more: false,
+            left: HashMap::new(),
             max_open: keep::most_open(options.max_open),
             options,
             context,
@@ -292,9 +326,16 @@ impl Files {
     }
     /// What is due by time.
     fn tend(&mut self, now: Duration) {
+        self.hear(now);
         if now >= self.next_poll {
             self.poll(now);
-            self.next_poll = now + self.options.poll_every;
+            let every = self.options.poll_every;
+            self.next_poll = now
+                + if self.is_told() {
+                    every.max(watch::POLL_EVERY)
+                } else {
+                    every
+                };
         }
         if now >= self.next_scan {
             self.scan(now);
@@ -393,6 +434,41 @@ impl Files {
 
 impl Input for Files {
     fn read(&mut self, want: Want, into: &mut Vec<Chunk>) -> Result<Next, InputError> {
+        let work = os::thread_cpu_time();
+        let next = self.read_on(want, into);
+        if let Some(watcher) = self.watcher() {
+            watcher.worked(os::thread_cpu_time().saturating_sub(work));
+        }
+        next
+    }
+    fn rewinds(&self) -> bool {
+        true
+    }
+    fn settled(&mut self) {
+        let now = self.context.clock.steady();
+        self.show_acknowledged();
+        // Also while the outputs take nothing and `read` is not called: what is deleted meanwhile must not be held for ever.
+        self.tend(now);
+        self.tend_leaving(now);
+    }
+    fn news(&self) -> Option<News> {
+        match &self.watching {
+            Watching::Here(watcher) => Some(News {
+                fd: watcher.fd()?,
+                rest: watcher.rest(),
+            }),
+            Watching::Never => None,
+        }
+    }
+    fn note(&self) -> Option<&str> {
+        match &self.watching {
+            Watching::Here(watcher) => watcher.why_polling(),
+            Watching::Never => None,
+        }
+    }
+}
+impl Files {
+    fn read_on(&mut self, want: Want, into: &mut Vec<Chunk>) -> Result<Next, InputError> {
         let clock = self.context.clock.clone();
         let began = clock.steady();
         let before = into.len();
@@ -410,7 +486,15 @@ impl Input for Files {
                 let size: usize = into[had..].iter().map(|chunk| chunk.events.size()).sum();
                 room = room.saturating_sub(size);
             }
-            let due = self.next_poll.min(self.next_scan).saturating_sub(now);
+            let due = self.next_poll.min(self.next_scan);
+            let due = self
+                .watcher()
+                .and_then(|watcher| watcher.next_suspect())
+                .map_or(due, |suspect| due.min(suspect));
+            let due = due.saturating_sub(now);
+            if std::mem::take(&mut self.heard_more) {
+                return Ok(Next::More);
+            }
             if !self.ready.is_empty() || into.len() > before && due.is_zero() {
                 return Ok(Next::More);
             }
@@ -425,15 +509,5 @@ impl Input for Files {
             }
             return Ok(Next::Idle(due));
         }
-    }
-    fn rewinds(&self) -> bool {
-        true
-    }
-    fn settled(&mut self) {
-        let now = self.context.clock.steady();
-        self.show_acknowledged();
-        // Also while the outputs take nothing and `read` is not called: what is deleted meanwhile must not be held for ever.
-        self.tend(now);
-        self.tend_leaving(now);
     }
 }

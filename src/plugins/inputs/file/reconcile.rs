@@ -11,12 +11,13 @@ use std::{
 use slog::{info, warn};
 
 use super::{
-    Files, Key, Start,
+    Files, Key, Start, Watching,
     discovery::{Found, Scan, shown},
     identity::{ENOUGH_WITHOUT_INODE, Head, Inode, Stamp, fits},
     keep::open_regular,
     recall::Listings,
     tail::{Gone, Tail, last_line_start},
+    watch,
 };
 use crate::{
     model::{FileState, FileStatus, Progress, SourceId},
@@ -27,6 +28,8 @@ use crate::{
 const SCAN_SHARE: u32 = 100;
 /// … and happens so often all the same.
 const SCAN_AT_LEAST: Duration = Duration::from_secs(10);
+/// So long it is known what a name led to before: a rotation may be seen half done.
+const NAME_IS_REMEMBERED: Duration = Duration::from_secs(10);
 /// Clocks are set now and then: a file must be older by so much to count as older than a run.
 const CLOCK_SLACK: Duration = Duration::from_secs(60);
 /// A file that was found, with all its names, sorted.
@@ -38,15 +41,22 @@ pub struct Group {
 /// What `follow` has found out.
 #[derive(Default)]
 struct Left {
-    /// Which file each name led to that it does not lead to any more.
-    names: HashMap<PathBuf, Key>,
     /// Files that are nowhere, and not open.
     lost: Vec<Key>,
 }
 impl Files {
     pub(super) fn scan(&mut self, now: Duration) {
         let began = os::thread_cpu_time();
-        let mut scan = self.options.globs.scan();
+        let mut scan = match &mut self.watching {
+            Watching::Never => self.options.globs.scan(&mut |_| ()),
+            Watching::Here(watcher) => {
+                watcher.begin();
+                self.options.globs.scan(&mut |dir| watcher.enter(dir))
+            }
+        };
+        if self.watcher().is_some_and(|watcher| watcher.done()) {
+            self.tell_watching();
+        }
         self.show_skipped(&scan, now);
         let (groups, index) = group(std::mem::take(&mut scan.files));
         let mut listings = Listings::new();
@@ -54,6 +64,8 @@ impl Files {
         if first {
             self.recall(&groups, &index, &mut listings);
         }
+        self.left
+            .retain(|_, (_, since)| now.saturating_sub(*since) < NAME_IS_REMEMBERED);
         let left = self.follow(&groups, &index, &scan, &mut listings, now);
         let new = groups
             .iter()
@@ -81,8 +93,17 @@ impl Files {
         }
         self.scanned = true;
         let worked = os::thread_cpu_time().saturating_sub(began);
-        let pause = (worked * SCAN_SHARE).clamp(self.options.poll_every, SCAN_AT_LEAST.max(self.options.poll_every));
-        self.next_scan = self.context.clock.steady() + pause;
+        let every = self.options.poll_every;
+        // What is held back is looked at again in the rhythm of polling: it is waited for, not heard of.
+        let pause = if self.is_told() && self.held.is_empty() {
+            (worked * watch::QUIET_SHARE)
+                .clamp(watch::QUIET.0, watch::QUIET.1)
+                .max(every)
+        } else {
+            (worked * SCAN_SHARE).clamp(every, SCAN_AT_LEAST.max(every))
+        };
+        let end = self.context.clock.steady();
+        (self.next_scan, self.soonest_scan) = (end + pause, end + worked * watch::HINTED_SHARE);
     }
 
     /// Names that match and are not read: on the board, with the rule.
@@ -163,17 +184,18 @@ impl Files {
     ) -> Left {
         let (mut left, mut gone, mut moved, mut changed, mut linked) =
             (Left::default(), vec![], vec![], vec![], vec![]);
+        let names = &mut self.left;
         for (key, tail) in &mut self.tails {
             let Some(group) = index.get(&tail.inode).map(|i| &groups[*i]) else {
                 if tail.gone.is_none() && !scan.is_blind_at(&tail.path) {
-                    left.names.insert(tail.path.clone(), *key);
+                    names.insert(tail.path.clone(), (*key, now));
                     gone.push(*key);
                 }
                 continue;
             };
             tail.listed = group.stamp;
             if !group.paths.contains(&tail.path) {
-                left.names.insert(tail.path.clone(), *key);
+                names.insert(tail.path.clone(), (*key, now));
                 moved.push((*key, group.paths[0].clone()));
             }
             if tail.aliases.len() + 1 != group.paths.len()
@@ -253,6 +275,9 @@ impl Files {
         info!(self.context.log, "file is gone from sight, reading it to its end"; "file" => shown(&tail.path), "deleted" => deleted);
         tail.gone = Some(Gone { deleted, since: now });
         tail.aliases.clear();
+        if let (Some(file), Watching::Here(watcher)) = (&tail.file, &mut self.watching) {
+            watcher.watch_file(key, file, &tail.path); // no name of a watched directory tells of it any more
+        }
         self.leaving.insert(key);
         if !deleted {
             self.identify(key);
@@ -266,7 +291,7 @@ impl Files {
         let before = group
             .paths
             .iter()
-            .find_map(|path| left.names.get(path).map(|key| (path.clone(), *key)));
+            .find_map(|path| self.left.get(path).map(|(key, _)| (path.clone(), *key)));
         if let Some((_, key)) = &before
             && self.is_same_content(*key, group)
         {
@@ -294,6 +319,7 @@ impl Files {
         self.set_aliases(key, group);
         self.identify(key);
         if let Some((path, old)) = before {
+            self.left.remove(&path);
             self.context.tally.count("rotations", 1);
             match self.tails.get(&old).filter(|tail| tail.gone.is_some()) {
                 Some(lost) if left.lost.contains(&old) => {
