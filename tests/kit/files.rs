@@ -34,6 +34,31 @@ fn plugin() -> &'static Plugin<Build> {
 pub fn is_v2() -> bool {
     plugin().tag == "v2"
 }
+/// In a place without inotify `file:v2` polls, too.
+pub const NO_EVENTS: &str = "TEST_WITHOUT_EVENTS";
+pub fn is_told() -> bool {
+    is_v2() && std::env::var_os(NO_EVENTS).is_none()
+}
+/// Runs cases of this very test file again, somewhere else: `command` gets the program and its arguments as `"$@"`.
+pub fn again(command: &str, envs: &[(&str, &str)], cases: &[&str]) {
+    let output = std::process::Command::new("unshare")
+        .args(["--user", "--map-root-user", "--mount", "sh", "-ec", command, "sh"])
+        .arg(std::env::current_exe().unwrap())
+        .args(cases)
+        .envs(envs.iter().copied())
+        .output()
+        .expect("`unshare` (util-linux) is missing: it makes the place for this test");
+    let (out, err) = (
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    );
+    assert!(
+        output.status.success(),
+        "`{command}` in namespaces of its own (user namespaces must be allowed here):\n{out}{err}"
+    );
+    let ran = out.matches(" ... ok").count();
+    assert!(ran >= cases.len(), "only {ran} cases were run:\n{out}");
+}
 /// One numbered line: whose it is, which one, a checksum of both.
 pub fn text(id: &str, seq: usize) -> String {
     let line = format!("{id} {seq:06}");
@@ -163,6 +188,26 @@ impl Rig {
             .open(self.path(name))
             .unwrap();
         std::io::Write::write_all(&mut file, text.as_bytes()).unwrap();
+    }
+
+    /// As `gzip` does: the packed file first, then the plain one goes.
+    pub fn pack(&self, name: &str) {
+        let text = fs::read(self.path(name)).unwrap();
+        let packed = format!("{name}.gz");
+        self.write_packed(&packed, &[&text]);
+        let modified = fs::metadata(self.path(name)).unwrap().modified().unwrap();
+        let file = fs::File::options().write(true).open(self.path(&packed)).unwrap();
+        file.set_modified(modified).unwrap();
+        fs::remove_file(self.path(name)).unwrap();
+    }
+    /// A gzip file of these members.
+    pub fn write_packed(&self, name: &str, members: &[&[u8]]) {
+        let mut file = fs::File::create(self.path(name)).unwrap();
+        for member in members {
+            let mut encoder = flate2::write::GzEncoder::new(&mut file, flate2::Compression::fast());
+            std::io::Write::write_all(&mut encoder, member).unwrap();
+            encoder.finish().unwrap();
+        }
     }
 
     /// `name.1` becomes `name.2`, and so on up to `count`.

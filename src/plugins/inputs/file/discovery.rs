@@ -10,12 +10,16 @@ use std::{
 
 use globset::{GlobBuilder, GlobMatcher};
 
-use super::identity::{Inode, Stamp};
+use super::{
+    identity::{Inode, Stamp},
+    source::packing,
+};
 use crate::plugins::BadValue;
 
 pub struct Globs {
     paths: Vec<Vec<Part>>,
     exclude: Vec<Exclude>,
+    unpacks: bool,
 }
 /// One directory level of a pattern.
 enum Part {
@@ -91,7 +95,23 @@ impl Globs {
         Ok(Self {
             paths: paths.collect::<Result<_, _>>()?,
             exclude: exclude.collect::<Result<_, _>>()?,
+            unpacks: false,
         })
+    }
+    /// Packed files are read, as far as we can.
+    pub fn unpacking(self, unpacks: bool) -> Self {
+        Self { unpacks, ..self }
+    }
+    /// Why a name that matches is not opened.
+    fn rule_against(&self, path: &Path) -> Option<String> {
+        if let Some(rule) = self.excluded_by(path) {
+            return Some(format!("matches exclude {rule:?}"));
+        }
+        match packing(path)? {
+            "gz" if self.unpacks => None,
+            ending if self.unpacks => Some(format!("is packed ({ending}), only gz can be read")),
+            ending => Some(format!("is packed ({ending}), and read_compressed is false")),
+        }
     }
 
     pub fn excluded_by(&self, path: &Path) -> Option<&str> {
@@ -108,7 +128,7 @@ impl Globs {
             .map(|part| part.as_os_str())
             .collect::<Vec<_>>();
         let fits = self.paths.iter().any(|parts| fits(parts, &names, is_dir));
-        fits && (is_dir || self.excluded_by(path).is_none())
+        fits && (is_dir || self.rule_against(path).is_none())
     }
     /// `enter` is told each directory in which a name may come or go that matters, before anything is looked up in it.
     pub fn scan(&self, enter: &mut dyn FnMut(&Path)) -> Scan {
@@ -194,8 +214,7 @@ impl Globs {
     }
     /// A name that matches. What a directory says about its entries spares a look at each.
     fn take(&self, path: PathBuf, listed: Option<(FileType, &fs::DirEntry)>, scan: &mut Scan) {
-        if let Some(rule) = self.excluded_by(&path) {
-            let rule = format!("matches exclude {rule:?}");
+        if let Some(rule) = self.rule_against(&path) {
             scan.skipped.push((path, rule));
             return;
         }

@@ -14,7 +14,9 @@ use super::{
     Files, Key, Orphan, Watching,
     discovery::shown,
     identity::{Head, Inode, Stamp},
-    tail::{Tail, Trouble},
+    reconcile::too_old,
+    source::{Source, is_gzip},
+    tail::{Tail, Trouble, last_line_start},
 };
 use crate::{
     checkpoint::{Identity, Journal},
@@ -33,6 +35,10 @@ const WARN_EVERY: Duration = Duration::from_secs(3600);
 const FIRST_WAIT: Duration = Duration::from_secs(1);
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
+/// Half of what may be open.
+pub fn default_open() -> usize {
+    (os::most_open_files() / 2).clamp(16, 4096) as usize
+}
 pub fn most_open(wanted: usize) -> usize {
     wanted
         .min(os::most_open_files().saturating_sub(RESERVE) as usize)
@@ -64,9 +70,11 @@ impl Files {
         let Some(tail) = self.tails.get_mut(&key) else {
             return false;
         };
+        let unpack = self.options.read_compressed && is_gzip(&tail.path);
         let opened = open_regular(&tail.path).and_then(|file| {
             let meta = file.metadata()?;
-            Ok((file, Inode::of(&meta), meta.nlink()))
+            let (inode, names) = (Inode::of(&meta), meta.nlink());
+            Ok((Source::new(file, unpack)?, inode, names))
         });
         match opened {
             Ok((file, inode, names)) if inode == tail.inode => {
@@ -75,9 +83,15 @@ impl Files {
                 if let Watching::Here(watcher) = &mut self.watching
                     && (is_link || names > 1 || tail.gone.is_some())
                 {
-                    watcher.watch_file(key, &file, &tail.path); // it may be written to through a name elsewhere
+                    watcher.watch_file(key, file.raw(), &tail.path); // it may be written to through a name elsewhere
+                }
+                if std::mem::take(&mut tail.aged)
+                    && let Ok(at) = last_line_start(file.raw(), tail.at.offset, self.options.rules.max_line)
+                {
+                    (tail.at, tail.size) = (at, at.offset); // not into the middle of a line
                 }
                 tail.file = Some(file);
+                tail.made_room = false;
                 tail.active = now;
                 self.open.insert(key);
                 self.show(key);
@@ -110,7 +124,12 @@ impl Files {
             .filter(|(_, tail)| tail.gone.is_none())
             .min_by_key(|(_, tail)| (tail.queued, tail.active))
             .map(|(key, _)| *key);
-        oldest.map(|key| self.close(key)).is_some()
+        let Some(key) = oldest else { return false };
+        if let Some(tail) = self.tails.get_mut(&key) {
+            tail.made_room = true;
+        }
+        self.close(key);
+        true
     }
     pub(super) fn close(&mut self, key: Key) {
         self.open.remove(&key);
@@ -203,7 +222,11 @@ impl Files {
                 self.options.close_idle
             };
             if gone.deleted && now.saturating_sub(gone.since) >= self.options.hold_deleted {
-                let left = stamp.map_or(0, |stamp| stamp.size).saturating_sub(tail.at.offset);
+                let size = match &tail.file {
+                    Some(file) if file.is_packed() => tail.size,
+                    _ => stamp.map_or(0, |stamp| stamp.size),
+                };
+                let left = size.saturating_sub(tail.at.offset);
                 if left > 0 {
                     self.context.tally.count("bytes_given_up", left);
                     warn!(self.context.log, "deleted file could not be delivered in time, given up; bytes={}", left;
@@ -222,8 +245,12 @@ impl Files {
     }
     /// All of it is read, and it will not be found again.
     pub(super) fn finish(&mut self, key: Key) {
+        let packed = self.waiting.remove(&key);
         let Some(tail) = self.drop_tail(key) else { return };
         debug!(self.context.log, "file is done with"; "file" => shown(&tail.path), "offset" => tail.at.offset);
+        if packed.is_some_and(|packed| self.unpack_rest(packed, &tail)) {
+            return;
+        }
         if tail.gone.is_some_and(|gone| gone.deleted) {
             self.done.push((tail.id, tail.at.offset));
         }
@@ -231,13 +258,14 @@ impl Files {
     /// Its name is gone, and it is not open.
     pub(super) fn lost_sight(&mut self, key: Key) {
         let Some(tail) = self.drop_tail(key) else { return };
-        let lost = tail.listed.size.max(tail.size).saturating_sub(tail.at.offset);
+        let listed = if self.unpacks(&tail.path) { 0 } else { tail.listed.size };
+        let lost = listed.max(tail.size).saturating_sub(tail.at.offset);
         if lost > 0 {
             self.context.tally.count("bytes_lost", lost);
             warn!(self.context.log, "file is gone before its end was read; bytes={}", lost; "file" => shown(&tail.path));
         }
     }
-    fn drop_tail(&mut self, key: Key) -> Option<Tail> {
+    pub(super) fn drop_tail(&mut self, key: Key) -> Option<Tail> {
         let tail = self.tails.remove(&key)?;
         if self.by_inode.get(&tail.inode) == Some(&key) {
             self.by_inode.remove(&tail.inode);
@@ -250,6 +278,7 @@ impl Files {
         ] {
             keys.remove(&key);
         }
+        self.waiting.remove(&key);
         if let Some(watcher) = self.watcher() {
             watcher.forget_file(key);
         }
@@ -377,6 +406,17 @@ impl Files {
                 "renamed out of sight, is read to its end".to_owned(),
             ),
             (None, None) if tail.file.is_some() || tail.queued => (FileState::Tailing, String::new()),
+            (None, None) if tail.aged => (
+                FileState::Skipped,
+                too_old(self.options.ignore_older.unwrap_or_default()),
+            ),
+            (None, None) if tail.made_room => (
+                FileState::Idle,
+                format!(
+                    "closed to make room (max_open_files = {}), looked at by name",
+                    self.max_open
+                ),
+            ),
             (None, None) => (FileState::Idle, String::new()),
         };
         let acknowledged = match self.journal() {
@@ -386,8 +426,8 @@ impl Files {
         let status = FileStatus {
             path: shown(&tail.path),
             identity: tail.inode.to_string(),
-            size: if tail.file.is_some() {
-                tail.size
+            size: if tail.file.is_some() || self.unpacks(&tail.path) {
+                tail.size.max(tail.at.offset)
             } else {
                 tail.listed.size
             },

@@ -8,8 +8,10 @@ mod copies;
 mod discovery;
 mod identity;
 mod keep;
+mod packed;
 mod recall;
 mod reconcile;
+mod source;
 mod tail;
 mod watch;
 
@@ -88,9 +90,9 @@ const OPTIONS: &[Opt] = &[
     framing::ON_LONG_LINE,
     opt(
         "max_open_files",
-        "512",
-        "How many files may be open at once, 64 less than the process may have at most. Beyond it the one idle \
-         for longest is closed, and looked at by name.",
+        "half the limit",
+        "How many files may be open at once; by default half of what the process may have open (ulimit -n), 4096 at most. 64 are \
+         always left to sockets, the log and the state. Beyond it the one idle for longest is closed, and looked at by name.",
     ),
     opt(
         "close_idle",
@@ -114,6 +116,18 @@ const OPTIONS: &[Opt] = &[
         "\"250ms\"",
         "How often open files are looked at, and at most how often the directories are: looking for files takes \
          a hundredth of the time at most, and happens every 10s at least.",
+    ),
+    opt(
+        "ignore_older",
+        "none",
+        "A file that is met for the first time, and was last written to longer ago, is not opened; only what is added to it \
+         later is read.",
+    ),
+    opt(
+        "read_compressed",
+        "false",
+        "Reads gzip files (*.gz), of one or more members, too. What was read before it was packed is not read again. \
+         Otherwise packed files (*.gz, *.bz2, *.xz, *.zst) are left out.",
     ),
     opt(
         "flush_partial",
@@ -145,6 +159,9 @@ struct Written {
     forget_after: Option<Span>,
     poll_every: Option<Span>,
     flush_partial: Option<Span>,
+    ignore_older: Option<Span>,
+    #[serde(default)]
+    read_compressed: bool,
 }
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -154,7 +171,7 @@ enum Start {
     End,
 }
 /// Words that are promised for a later version.
-const NOT_BUILT: [&str; 4] = ["framing", "encoding", "ignore_older", "read_compressed"];
+const NOT_BUILT: [&str; 2] = ["framing", "encoding"];
 
 /// The options, checked.
 struct Options {
@@ -167,6 +184,8 @@ struct Options {
     forget_after: Duration,
     poll_every: Duration,
     flush_partial: Option<Duration>,
+    ignore_older: Option<Duration>,
+    read_compressed: bool,
 }
 impl Options {
     fn read(table: &Table) -> Result<Self, BadValue> {
@@ -189,10 +208,10 @@ impl Options {
             found => Ok(found.unwrap_or(Duration::from_millis(default))),
         };
         Ok(Self {
-            globs: Globs::new(&written.paths, &written.exclude)?,
+            globs: Globs::new(&written.paths, &written.exclude)?.unpacking(written.read_compressed),
             start: written.start,
             rules: Rules::new(written.max_line, written.on_long_line)?,
-            max_open: written.max_open_files.unwrap_or(512),
+            max_open: written.max_open_files.unwrap_or_else(keep::default_open),
             close_idle: span("close_idle", written.close_idle, 300_000)?,
             hold_deleted: span("hold_deleted", written.hold_deleted, 300_000)?,
             forget_after: span("forget_after", written.forget_after, 14 * 86_400_000)?,
@@ -201,6 +220,11 @@ impl Options {
                 Some(_) => Some(span("flush_partial", written.flush_partial, 0)?),
                 None => None,
             },
+            ignore_older: match written.ignore_older {
+                Some(_) => Some(span("ignore_older", written.ignore_older, 0)?),
+                None => None,
+            },
+            read_compressed: written.read_compressed,
         })
     }
 }
@@ -276,6 +300,10 @@ struct Files {
     heard_more: bool,
     /// Names that led to other files a short time ago, and since when (steady).
     left: HashMap<PathBuf, (Key, Duration)>,
+    /// Packed forms of files that are still read themselves, by those.
+    waiting: HashMap<Key, packed::Waiting>,
+    /// Packed files that are not read, and the rule.
+    passed_over: HashMap<Inode, String>,
 }
 
 impl Files {
@@ -289,6 +317,8 @@ impl Files {
             soonest_scan: Duration::ZERO,
             heard_more: false,
             left: HashMap::new(),
+            waiting: HashMap::new(),
+            passed_over: HashMap::new(),
             max_open: keep::most_open(options.max_open),
             options,
             context,
@@ -420,6 +450,10 @@ impl Files {
             return false;
         };
         let flushed = std::mem::take(&mut tail.flush);
+        if tail.partial && !flushed && tail.file.as_ref().is_some_and(|file| file.is_whole()) {
+            tail.flush = true; // packed: nothing will come behind it
+            return true;
+        }
         if tail.gone.is_some() {
             if flushed {
                 self.finish(key);

@@ -57,6 +57,7 @@ impl Files {
         if self.watcher().is_some_and(|watcher| watcher.done()) {
             self.tell_watching();
         }
+        self.pass_over(&mut scan);
         self.show_skipped(&scan, now);
         let (groups, index) = group(std::mem::take(&mut scan.files));
         let mut listings = Listings::new();
@@ -158,9 +159,14 @@ impl Files {
         let key = Key(self.last_key);
         let mut tail = Tail::new(id, path, inode, listed, known, self.context.host.clone());
         tail.stamped = self.context.clock.wall().as_second();
+        tail.aged = is_aged(&known);
+        let grows = !tail.aged || listed.size != known.1.offset;
         self.by_inode.insert(inode, key);
         self.tails.insert(key, tail);
-        self.queue(key);
+        match grows {
+            true => self.queue(key),
+            false => self.is_quiet(key),
+        }
         self.show(key);
         key
     }
@@ -250,7 +256,7 @@ impl Files {
         let (path, listed, deleted) = if let Some(file) = &tail.file {
             let deleted = file.metadata().is_ok_and(|meta| meta.nlink() == 0);
             (
-                os::name_of(file).unwrap_or_else(|| tail.path.clone()),
+                os::name_of(file.raw()).unwrap_or_else(|| tail.path.clone()),
                 tail.listed,
                 deleted,
             )
@@ -276,7 +282,7 @@ impl Files {
         tail.gone = Some(Gone { deleted, since: now });
         tail.aliases.clear();
         if let (Some(file), Watching::Here(watcher)) = (&tail.file, &mut self.watching) {
-            watcher.watch_file(key, file, &tail.path); // no name of a watched directory tells of it any more
+            watcher.watch_file(key, file.raw(), &tail.path); // no name of a watched directory tells of it any more
         }
         self.leaving.insert(key);
         if !deleted {
@@ -288,6 +294,9 @@ impl Files {
     /// A file that was not there before.
     fn welcome(&mut self, group: &Group, left: &Left, index: &HashMap<Inode, usize>, first: bool, now: Duration) {
         let path = &group.paths[0];
+        if self.welcome_packed(group, &left.lost) {
+            return;
+        }
         let before = group
             .paths
             .iter()
@@ -307,9 +316,20 @@ impl Files {
             (id, known) = (Some(orphan.id), (head, at));
         } else if !self.context.once && self.is_held(group, first, now) {
             return;
+        } else if let Some(rule) = self.is_too_old(group) {
+            if self.unpacks(path) {
+                self.passed_over.insert(group.inode, rule);
+                return;
+            }
+            known.1.offset = group.stamp.size; // where it is when it grows
         } else if (first || self.held.get(&group.inode).is_some_and(|held| held.first)) && self.begins_at_end(group) {
+            if self.unpacks(path) {
+                let rule = "was there before, and start = \"end\"";
+                self.passed_over.insert(group.inode, rule.to_owned());
+                return;
+            }
             let opened = open_regular(path).and_then(|file| {
-                let at = last_line_start(&file, self.options.rules.max_line)?;
+                let at = last_line_start(&file, file.metadata()?.size(), self.options.rules.max_line)?;
                 Ok((Head::of(&file, at.offset)?, at))
             });
             known = opened.unwrap_or_default(); // cannot be opened now: whatever is in it then is new to us
@@ -361,6 +381,29 @@ impl Files {
         self.show(key);
         true
     }
+    /// Files met for the first time that nobody has written to for long.
+    fn is_too_old(&self, group: &Group) -> Option<String> {
+        let age = self.options.ignore_older?;
+        let now = self.context.clock.wall().as_second();
+        (now.saturating_sub(group.stamp.modified.0) > age.as_secs() as i64).then(|| too_old(age))
+    }
+    /// Packed files that are not read are no news at the next look.
+    fn pass_over(&mut self, scan: &mut Scan) {
+        if self.passed_over.is_empty() {
+            return;
+        }
+        let (mut here, passed_over) = (HashSet::new(), &self.passed_over);
+        let skipped = &mut scan.skipped;
+        scan.files.retain(|file| match passed_over.get(&file.inode) {
+            Some(rule) => {
+                here.insert(file.inode);
+                skipped.push((file.path.clone(), rule.clone()));
+                false
+            }
+            None => true,
+        });
+        self.passed_over.retain(|inode, _| here.contains(inode));
+    }
     /// `start = "end"` is about what is there at the very first start, and, at a later one, about what was there before and did not match.
     fn begins_at_end(&self, group: &Group) -> bool {
         let is_older = |last_run: i64| {
@@ -376,6 +419,13 @@ impl Files {
     }
 }
 
+/// A place that nobody has read up to: where a file was when it was left out for its age.
+fn is_aged((head, at): &(Head, Progress)) -> bool {
+    head.len == 0 && at.window_len == 0 && at.offset > 0
+}
+pub fn too_old(age: Duration) -> String {
+    format!("was not written to for longer than ignore_older = {age:?}: only what is added later is read")
+}
 fn group(files: Vec<Found>) -> (Vec<Group>, HashMap<Inode, usize>) {
     let mut index = HashMap::with_capacity(files.len());
     let mut groups = Vec::<Group>::with_capacity(files.len());
