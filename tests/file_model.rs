@@ -191,7 +191,7 @@ impl Model {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(60))]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(60) })]
     #[test]
     fn as_the_model_says(steps in proptest::collection::vec((step(), any::<bool>()), 1..40)) {
         let mut model = Model::new();
