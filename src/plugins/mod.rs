@@ -5,6 +5,7 @@ pub mod framing;
 pub mod inputs;
 pub mod outputs;
 pub mod table;
+pub mod tls;
 
 pub use table::{BadValue, Table};
 
