@@ -183,6 +183,7 @@ impl Tcp {
             Some(dialing) => dialing,
             None => {
                 let (tell, told) = channel();
+                self.reopen = false; // by name, as wanted
                 let (dialer, turn) = (self.dialer.clone(), self.turn);
                 let dial = move || {
                     let dialed = dialer.dial(turn).map(|(turn, link)| Dialed { turn, link });
