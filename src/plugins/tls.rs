@@ -48,7 +48,8 @@ impl ClientTls {
     /// What the certificate of that host must be for.
     pub fn name_of(&self, host: &str) -> Result<ServerName<'static>, String> {
         let name = self.server_name.as_deref().unwrap_or(host);
-        ServerName::try_from(name.to_owned()).map_err(|_| format!("found `{name}`, accepted: a DNS name or an IP address"))
+        ServerName::try_from(name.to_owned())
+            .map_err(|_| format!("found `{name}`, accepted: a DNS name or an IP address"))
     }
     /// Reads the files: they may have been renewed since the last time.
     pub fn config(&self) -> Result<Arc<ClientConfig>, String> {
@@ -106,7 +107,8 @@ pub fn about(session: &ClientConnection) -> String {
 pub fn words(error: &Error) -> String {
     match error {
         Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
-            "the peer's certificate is from an unknown issuer, accepted: one that tls.ca, or the system, vouches for".into()
+            "the peer's certificate is from an unknown issuer, accepted: one that tls.ca, or the system, vouches for"
+                .into()
         }
         Error::InvalidCertificate(CertificateError::Expired | CertificateError::ExpiredContext { .. }) => {
             format!("the peer's certificate has expired{}", behind(error))

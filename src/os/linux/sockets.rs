@@ -116,7 +116,8 @@ mod tests {
         std::fs::write(&file, "dear").unwrap();
         assert!(bind_private(&file).is_err(), "what is no socket is not removed");
         assert!(file.exists());
-    }    #[test]
+    }
+    #[test]
     fn what_a_peer_has_not_acknowledged_is_known() {
         use std::{io::Write, net::TcpListener};
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();

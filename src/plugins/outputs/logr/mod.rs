@@ -362,7 +362,10 @@ impl Output for Logr {
     fn online(&mut self, say: &mut dyn FnMut(Step)) {
         let (directory, file) = self.paths.root();
         let found = writable(&directory, file.as_deref());
-        say(Step::new(format!("write below {}", directory.display()), found.as_ref().map(|found| (*found).to_owned())));
+        say(Step::new(
+            format!("write below {}", directory.display()),
+            found.as_ref().map(|found| (*found).to_owned()),
+        ));
     }
     fn write(&mut self, batches: &[Batch]) -> Written {
         let mut copied = std::mem::take(&mut self.copied);

@@ -95,7 +95,8 @@ impl Paths {
         };
         let directory = text.rsplit_once('/').map_or("", |(directory, _)| directory);
         let file = (self.parts.len() == 1).then(|| text.into());
-        (format!("{directory}/").into(), file)
+        let directory = if directory.is_empty() { "/" } else { directory };
+        (directory.into(), file)
     }
     pub fn of(&mut self, batch: &Batch) -> Arc<Path> {
         // Without placeholders all batches have one path; without {date} all days are one.

@@ -163,7 +163,11 @@ impl Dialer {
         let peer = target.shown(ip);
         let socket = self.connect(SocketAddr::new(ip, target.port));
         let socket = socket.map_err(|why| format!("could not connect to {peer}: {why}"));
-        let local = |socket: &TcpStream| socket.local_addr().map_or("ok".into(), |local| format!("ok, from {local}"));
+        let local = |socket: &TcpStream| {
+            socket
+                .local_addr()
+                .map_or("ok".into(), |local| format!("ok, from {local}"))
+        };
         say(Step::new(format!("connect to {peer}"), socket.as_ref().map(local)));
         let socket = socket?;
         let Some(tls) = &self.tls else {
@@ -172,7 +176,10 @@ impl Dialer {
         let made = self.handshake(tls, target, &socket);
         let made = made.map_err(|why| format!("TLS handshake with {peer} failed: {why}"));
         let about = |(session, _): &(ClientConnection, u64)| tls::about(session);
-        say(Step::new(format!("TLS handshake with {peer}"), made.as_ref().map(about)));
+        say(Step::new(
+            format!("TLS handshake with {peer}"),
+            made.as_ref().map(about),
+        ));
         let (session, wire) = made?;
         Link::encrypted(socket, peer, session, wire).map_err(|error| said(&error))
     }
@@ -189,7 +196,12 @@ impl Dialer {
         Ok(socket)
     }
     /// The session, and how many bytes it has written.
-    fn handshake(&self, tls: &ClientTls, target: &Target, socket: &TcpStream) -> Result<(ClientConnection, u64), String> {
+    fn handshake(
+        &self,
+        tls: &ClientTls,
+        target: &Target,
+        socket: &TcpStream,
+    ) -> Result<(ClientConnection, u64), String> {
         let name = tls.name_of(&target.host)?;
         let mut session = ClientConnection::new(tls.config()?, name).map_err(|error| tls::words(&error))?;
         let ends = Instant::now() + self.limit;
@@ -261,16 +273,39 @@ mod tests {
             let target = target(text);
             assert_eq!((&*target.host, target.port), (host, port));
         }
-        for text in ["", "a", "a:", "a:x", "a:70000", "a:0", ":1", "::1", "[::1]", "[a]:1", "http://a:1", "a b:1"] {
+        for text in [
+            "",
+            "a",
+            "a:",
+            "a:x",
+            "a:70000",
+            "a:0",
+            ":1",
+            "::1",
+            "[::1]",
+            "[a]:1",
+            "http://a:1",
+            "a b:1",
+        ] {
             assert!(Target::parse(text).is_err(), "{text}");
         }
     }
     #[test]
     fn a_name_that_is_none_and_one_that_takes_too_long() {
         assert_eq!(target("[::1]:1").lookup(Duration::ZERO).unwrap(), [Ipv6Addr::LOCALHOST]);
-        assert!(!target("localhost:1").lookup(Duration::from_secs(60)).unwrap().is_empty());
-        let error = target("no.such.name.invalid:1").lookup(Duration::from_secs(60)).unwrap_err();
-        assert!(error.starts_with("could not look up `no.such.name.invalid`: "), "{error}");
+        assert!(
+            !target("localhost:1")
+                .lookup(Duration::from_secs(60))
+                .unwrap()
+                .is_empty()
+        );
+        let error = target("no.such.name.invalid:1")
+            .lookup(Duration::from_secs(60))
+            .unwrap_err();
+        assert!(
+            error.starts_with("could not look up `no.such.name.invalid`: "),
+            "{error}"
+        );
 
         // One that hangs is waited for again, not begun again.
         let slow = target("slow.invalid:1");

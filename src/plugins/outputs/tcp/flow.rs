@@ -48,7 +48,10 @@ impl Flow {
     }
     /// These begin with what was begun.
     pub fn goes_on_with(&self, batches: &[Batch]) -> bool {
-        self.begun.iter().zip(batches).all(|(begun, batch)| begun.id == id(batch))
+        self.begun
+            .iter()
+            .zip(batches)
+            .all(|(begun, batch)| begun.id == id(batch))
     }
     /// Nothing is in flight.
     pub fn is_idle(&self) -> bool {
@@ -119,7 +122,12 @@ impl Flow {
         let whole = self.whole(batches.len());
         let resume = batches.get(whole).map(|next| Resume {
             id: id(next),
-            at: border(encode, next, (self.acknowledged - self.start_of(whole)).max(0) as usize, copied),
+            at: border(
+                encode,
+                next,
+                (self.acknowledged - self.start_of(whole)).max(0) as usize,
+                copied,
+            ),
         });
         (whole, resume)
     }
@@ -159,7 +167,9 @@ mod tests {
     fn borders_are_ends_of_events() {
         let some = batch(0, &["one", "", "three"]);
         let mut copied = Vec::new();
-        let raw = (0..12).map(|n| border(Encode::Raw, &some, n, &mut copied)).collect::<Vec<_>>();
+        let raw = (0..12)
+            .map(|n| border(Encode::Raw, &some, n, &mut copied))
+            .collect::<Vec<_>>();
         assert_eq!(raw, [0, 0, 0, 0, 4, 5, 5, 5, 5, 5, 5, 11]);
         let mut json = Vec::new();
         crate::plugins::outputs::encode::json(&some, &mut json);

@@ -15,7 +15,10 @@ use nix::{
 };
 use rustls::ClientConnection;
 
-use crate::{os, plugins::{outputs::said, tls}};
+use crate::{
+    os,
+    plugins::{outputs::said, tls},
+};
 
 /// The contents of one TLS record, at most.
 const RECORD: usize = 16 * 1024;
@@ -77,13 +80,20 @@ impl Link {
     }
     fn new(socket: TcpStream, peer: String, tls: Option<Box<Session>>, wire: u64) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
-        Ok(Self { socket, peer, wire, tls })
+        Ok(Self {
+            socket,
+            peer,
+            wire,
+            tls,
+        })
     }
     pub fn peer(&self) -> &str {
         &self.peer
     }
     pub fn about_tls(&self) -> String {
-        self.tls.as_ref().map_or_else(|| "none".into(), |session| tls::about(&session.tls))
+        self.tls
+            .as_ref()
+            .map_or_else(|| "none".into(), |session| tls::about(&session.tls))
     }
 
     /// How many bytes were handed over so far.
@@ -130,7 +140,9 @@ impl Link {
     /// How many of the bytes that were handed over the peer's kernel has, in records that it has whole.
     pub fn acknowledged(&mut self) -> io::Result<u64> {
         let on_wire = self.wire.saturating_sub(os::unacknowledged(&self.socket)?);
-        let Some(session) = &mut self.tls else { return Ok(on_wire) };
+        let Some(session) = &mut self.tls else {
+            return Ok(on_wire);
+        };
         while let Some((_, end)) = session.records.pop_front_if(|(wire, _)| *wire <= on_wire) {
             session.acknowledged = end;
         }

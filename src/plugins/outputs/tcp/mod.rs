@@ -98,7 +98,10 @@ fn keepalive() -> Span {
 fn config(table: &Table) -> Result<Config, BadValue> {
     let config: Config = table.read()?;
     if config.addresses.is_empty() {
-        return Err(BadValue::new("addresses", "found none, accepted: at least one `host:port`"));
+        return Err(BadValue::new(
+            "addresses",
+            "found none, accepted: at least one `host:port`",
+        ));
     }
     for (i, address) in config.addresses.iter().enumerate() {
         Target::parse(address).map_err(|message| BadValue::new(format!("addresses[{i}]"), message))?;
@@ -212,7 +215,9 @@ impl Tcp {
     }
 
     fn try_write(&mut self, batches: &[Batch], copied: &mut Vec<u8>) -> (usize, Result<(), String>) {
-        let Some(front) = batches.first() else { return (0, Ok(())) };
+        let Some(front) = batches.first() else {
+            return (0, Ok(()));
+        };
         if self.flow.is_none() {
             // What the filters left empty needs no connection.
             match batches.iter().take_while(|b| b.events.is_empty()).count() {
@@ -240,7 +245,9 @@ impl Tcp {
                 self.flow = None;
                 match lost {
                     // It was of use, so this is how its peer ends an idle connection, and no failure.
-                    Some(why) if !unused => info!(self.log, "connection ended while idle, connecting again"; "peer" => peer, "reason" => why),
+                    Some(why) if !unused => {
+                        info!(self.log, "connection ended while idle, connecting again"; "peer" => peer, "reason" => why)
+                    }
                     Some(why) => {
                         self.turn += 1;
                         return (0, Err(format!("{peer}: {why}")));
@@ -289,7 +296,9 @@ impl Tcp {
                 Ok(ready) => ready,
                 Err(error) => return self.broke(batches, copied, &said(&error)),
             };
-            if ready.news && let Err(why) = flow.link.look() {
+            if ready.news
+                && let Err(why) = flow.link.look()
+            {
                 return self.broke(batches, copied, &why);
             }
             if !ready.any() {
@@ -303,13 +312,20 @@ impl Tcp {
             }
         }
     }
-    /// The connection is of no use any more: remembers how far the peer got, and goes on with the next address.
+    /// The connection is of no use any more: remembers how far the peer got, and goes on with the next address. No failure if the
+    /// peer got all of it before it left.
     fn broke(&mut self, batches: &[Batch], copied: &mut Vec<u8>, why: &str) -> (usize, Result<(), String>) {
-        self.turn += 1;
-        let Some(mut flow) = self.flow.take() else { return (0, Err(why.to_owned())) };
+        let Some(mut flow) = self.flow.take() else {
+            return (0, Err(why.to_owned()));
+        };
         let _ = flow.acknowledged(); // if the kernel does not say, what it said last counts
         let (whole, resume) = flow.end(batches, self.encode, copied);
         self.resume = resume;
+        if whole == batches.len() {
+            info!(self.log, "connection ended"; "peer" => flow.link.peer(), "reason" => why);
+            return (whole, Ok(()));
+        }
+        self.turn += 1;
         (whole, Err(format!("{}: {why}", flow.link.peer())))
     }
 }
@@ -351,17 +367,41 @@ mod tests {
     fn wrong_options_say_what_is_accepted() {
         for (options, part) in [
             (serde_json::json!({}), "missing field `addresses`"),
-            (serde_json::json!({"addresses": []}), "addresses: found none, accepted: at least one"),
-            (serde_json::json!({"addresses": ["a:1", "b"]}), "addresses[1]: found `b`, accepted: `host:port`"),
+            (
+                serde_json::json!({"addresses": []}),
+                "addresses: found none, accepted: at least one",
+            ),
+            (
+                serde_json::json!({"addresses": ["a:1", "b"]}),
+                "addresses[1]: found `b`, accepted: `host:port`",
+            ),
             (serde_json::json!({"addresses": ["::1:7"]}), "in brackets"),
             (serde_json::json!({"addresses": ["a:0"]}), "a port from 1 to 65535"),
             (serde_json::json!({"addresses": [":7"]}), "accepted: `host:port`"),
-            (serde_json::json!({"addresses": ["a:1"], "write_timeout": "0s"}), "write_timeout: found 0s, accepted: "),
-            (serde_json::json!({"addresses": ["a:1"], "keepalive": "10ms"}), "keepalive: found 10ms, accepted: 1s to"),
-            (serde_json::json!({"addresses": ["a:1"], "tls": {"insecure": true}}), "unknown field `insecure`"),
-            (serde_json::json!({"addresses": ["a:1"], "tls": {"ca": "x.pem"}}), "tls.ca: found `x.pem`, accepted: an absolute path"),
-            (serde_json::json!({"addresses": ["a:1"], "tls": {"cert": "/x"}}), "tls.key: missing"),
-            (serde_json::json!({"addresses": ["a:1"], "tls": {"server_name": "a b"}}), "tls.server_name: found `a b`"),
+            (
+                serde_json::json!({"addresses": ["a:1"], "write_timeout": "0s"}),
+                "write_timeout: found 0s, accepted: ",
+            ),
+            (
+                serde_json::json!({"addresses": ["a:1"], "keepalive": "10ms"}),
+                "keepalive: found 10ms, accepted: 1s to",
+            ),
+            (
+                serde_json::json!({"addresses": ["a:1"], "tls": {"insecure": true}}),
+                "unknown field `insecure`",
+            ),
+            (
+                serde_json::json!({"addresses": ["a:1"], "tls": {"ca": "x.pem"}}),
+                "tls.ca: found `x.pem`, accepted: an absolute path",
+            ),
+            (
+                serde_json::json!({"addresses": ["a:1"], "tls": {"cert": "/x"}}),
+                "tls.key: missing",
+            ),
+            (
+                serde_json::json!({"addresses": ["a:1"], "tls": {"server_name": "a b"}}),
+                "tls.server_name: found `a b`",
+            ),
         ] {
             let message = refused(options);
             assert!(message.contains(part), "{message}");
