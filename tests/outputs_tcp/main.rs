@@ -1,5 +1,9 @@
 //! The output tcp against real listeners: what the peer's kernel has not acknowledged arrives all the same, in order, and no event is
 //! continued on another connection than it was begun on. Times are moved by hand.
+#![allow(
+    clippy::disallowed_methods,
+    reason = "real processes and peers are waited for in small steps"
+)]
 #[path = "../kit/mod.rs"]
 mod kit;
 #[path = "../outputs_kit/mod.rs"]

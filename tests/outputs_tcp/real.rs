@@ -5,7 +5,7 @@ use std::{
     process::{Child, Command, Stdio},
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
+        atomic::{AtomicBool, Ordering::SeqCst},
     },
     thread,
 };
@@ -120,6 +120,63 @@ fn a_breaking_peer_that_may_be_dropped_takes_nothing_from_the_other_output() {
     }
 }
 
+#[test]
+fn a_deaf_peer_is_left_again_and_again_beside_an_output_that_works() {
+    let place = Place::default();
+    let (_deaf, address) = small_listener();
+    let config = place.configure(
+        &format!(
+            r#"{{ plugin = "logr", path = "{{0}}/out/all.log" }},
+               {{ plugin = "tcp", addresses = ["{address}"], write_timeout = "100ms", when_full = "drop_oldest",
+                  retry = {{ first = "10ms", most = "20ms" }} }}"#
+        ),
+        "[http]\naddress = \"off\"\n[agent]\ndrain = \"200ms\"",
+    );
+    place.write("in/app.log", text(0, 50_000));
+    let agent = place.start(&config, Stdio::null());
+    until("the other has all of it", || {
+        place.read("out/all.log").len() == text(0, 50_000).len()
+    });
+    until("the peer was left twice", || {
+        place.metric("output_retries_total", "output=\"tcp\"") >= 2
+    });
+    let (_, health) = place.get("/health");
+    assert!(
+        health.contains("the peer took nothing for 100ms") && health.contains("degraded"),
+        "{health}"
+    );
+    place.conserved();
+    assert!(agent.stop().is_some());
+    assert!(place.read("out/all.log") == text(0, 50_000).into_bytes());
+}
+
+#[test]
+fn memory_stays_bounded_while_a_peer_is_deaf() {
+    let place = Place::default();
+    let (_deaf, address) = small_listener();
+    let config = place.configure(
+        &format!(
+            r#"{{ plugin = "tcp", addresses = ["{address}"], encode = "json", write_timeout = "50ms",
+                  retry = {{ first = "10ms", most = "20ms" }} }}"#
+        ),
+        "[http]\naddress = \"off\"\n[limits]\nmemory = \"4MiB\"",
+    );
+    place.write("in/app.log", text(0, 1_000_000)); // 29 MB
+    let agent = place.start(&config, Stdio::null());
+    let rss = || {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", agent.0.id())).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() / 1024
+    };
+    let retries = || place.metric("output_retries_total", "output=\"tcp\"");
+    until("it was left ten times", || retries() >= 10);
+    let before = rss();
+    until("it was left thirty times", || retries() >= 30);
+    // A rest for the allocator's own habits.
+    assert!(rss() <= before + 8, "{before} MiB, then {} MiB", rss());
+    agent.kill();
+}
+
 /// Started by the test below, as a process of its own: reads one connection after the other into files.
 #[test]
 fn receives_until_killed() {
@@ -151,14 +208,12 @@ fn a_receiver_that_is_killed_loses_at_most_what_its_kernel_held() {
     std::fs::write(dir.path().join("address"), &address).unwrap();
     let mut output = tcp(json!({ "addresses": [address] }));
     let batches = numbered(0, 40_000, &"k".repeat(100));
-    let next = AtomicU64::new(0);
     let mut kills = 0;
     let mut running = receiver(dir.path());
     let mut done = 0;
     while done < batches.len() {
         let written = output.write(&batches[done..batches.len().min(done + 64)]);
         done += written.batches;
-        next.store(done as u64, SeqCst);
         if kills < KILLS && done > (kills + 1) * batches.len() / (KILLS + 1) {
             running.kill().unwrap();
             running.wait().unwrap();
