@@ -153,7 +153,14 @@ fn a_deaf_peer_is_left_again_and_again_beside_an_output_that_works() {
 #[test]
 fn memory_stays_bounded_while_a_peer_is_deaf() {
     let place = Place::default();
-    let (_deaf, address) = small_listener();
+    let (deaf, address) = small_listener();
+    // Takes every connection and reads nothing; it ends with the test's process.
+    thread::spawn(move || {
+        let mut held = vec![];
+        while let Ok((socket, _)) = deaf.accept() {
+            held.push(socket);
+        }
+    });
     let config = place.configure(
         &format!(
             r#"{{ plugin = "tcp", addresses = ["{address}"], encode = "json", write_timeout = "50ms",
