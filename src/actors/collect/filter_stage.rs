@@ -220,6 +220,7 @@ impl FilterStage {
             Ok((events, dropped)) => {
                 self.falls.over(&self.parts.pulse);
                 if outcome.filtered.set(events.clone()).is_ok() {
+                    commit(&mut self.parts.filters);
                     self.count(&dropped);
                 }
                 self.filtered(events);
@@ -335,6 +336,11 @@ fn run(filters: &mut [(String, Box<dyn Filter>)], mut events: Events) -> (Events
     (events, all)
 }
 
+/// The result counts: so does what the filters remember of it.
+fn commit(filters: &mut [(String, Box<dyn Filter>)]) {
+    filters.iter_mut().for_each(|(_, filter)| filter.commit());
+}
+
 /// Halves what makes a filter fall until single events are left. These get three tries each.
 fn salvage(filters: &mut Vec<(String, Box<dyn Filter>)>, events: Events) -> Salvage {
     let (mut good, mut bad, mut dropped, mut cause) = (vec![], vec![], vec![], String::new());
@@ -350,6 +356,7 @@ fn salvage(filters: &mut Vec<(String, Box<dyn Filter>)>, events: Events) -> Salv
         });
         match result {
             Some((events, lost)) => {
+                commit(filters);
                 good.push(events);
                 dropped.extend(lost);
             }
