@@ -3,8 +3,10 @@
 use regex::bytes::Regex;
 use xxhash_rust::xxh3::xxh3_128;
 
-use super::json::look::{Found, Path, look};
-use crate::plugins::{BadValue, Opt};
+use crate::plugins::{
+    BadValue, Opt,
+    json::{Found, Path, look},
+};
 
 pub enum Key {
     Whole,

@@ -7,10 +7,12 @@ use sonic_rs::JsonValueTrait;
 
 use super::{
     fields::{Object, Types},
-    json::look::{is_object, is_shallow},
     *,
 };
-use crate::plugins::Opt;
+use crate::plugins::{
+    Opt,
+    json::{is_object, is_shallow},
+};
 
 pub const PLUGIN: Plugin<Build> = Plugin {
     name: "logfmt",

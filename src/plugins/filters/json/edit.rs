@@ -4,10 +4,8 @@ use std::borrow::Cow;
 use serde::de::IgnoredAny;
 use sonic_rs::JsonValueTrait;
 
-use super::{
-    super::fields::string,
-    look::{Path, is_object, is_shallow},
-};
+use super::super::fields::string;
+use crate::plugins::json::{Path, is_object, is_shallow};
 
 /// What happens to the fields of one object.
 #[derive(Default, Debug)]

@@ -2,7 +2,6 @@
 //! say that it may match. A value that an event must have is looked for by SIMD over the whole chunk first; what has neither it nor a
 //! backslash (by which JSON can write any character in another way) cannot match.
 mod edit;
-pub mod look;
 
 use std::ops::Range;
 
@@ -11,12 +10,12 @@ use memchr::memmem::Finder;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use self::{
-    edit::{Edit, Edited},
-    look::{Found, Path, Wanted, is_object, look},
-};
+use self::edit::{Edit, Edited};
 use super::*;
-use crate::plugins::{BadValue, Opt};
+use crate::plugins::{
+    BadValue, Opt,
+    json::{Found, Path, Wanted, is_object, look},
+};
 
 pub const PLUGIN: Plugin<Build> = Plugin {
     name: "json",

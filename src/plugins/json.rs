@@ -67,6 +67,14 @@ pub fn is_object(event: &[u8]) -> bool {
     let event = event.trim_ascii();
     event.first() == Some(&b'{') && event.last() == Some(&b'}')
 }
+/// Wholly an object, on one line, that may be written into other JSON as it stands.
+pub fn whole_object(event: &[u8]) -> Option<&str> {
+    let may = is_object(event) && is_shallow(event) && memchr::memchr2(b'\n', b'\r', event).is_none();
+    let text = may.then(|| simdutf8::basic::from_utf8(event).ok())??;
+    sonic_rs::from_str::<serde::de::IgnoredAny>(text)
+        .is_ok()
+        .then(|| text.trim_ascii())
+}
 pub fn look<'a>(event: &'a [u8], path: &Path) -> Found<'a> {
     if !is_object(event) || !is_shallow(event) {
         return Found::NotJson;
