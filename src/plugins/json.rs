@@ -171,7 +171,7 @@ mod tests {
         ] {
             assert_eq!(raw(event, path), "nothing", "{event} {path}");
         }
-        for event in ["", "text", "[1]", r#"{"a":"#, "{a:1}", r#"{"b":tru,"a":1}"#] {
+        for event in ["", "text", "[1]", r#"{"a":"#, "{a}:1", r#"{"b":tru,"a":1}"#] {
             assert_eq!(raw(event, "a"), "not json", "{event}");
         }
         assert!(Path::new("a..b").is_err() && Path::new("").is_err());

@@ -330,6 +330,7 @@ fn run(filters: &mut [(String, Box<dyn Filter>)], mut events: Events) -> (Events
     fail::fail_point!("filter-run");
     let (mut all, mut dropped) = (vec![], Dropped::new());
     for (i, (_, filter)) in filters.iter_mut().enumerate() {
+        fail::fail_point!("filter-step");
         events = filter.apply(events, &mut dropped);
         all.extend(dropped.drain(..).map(|(reason, events)| (i, reason, events)));
     }

@@ -5,7 +5,6 @@ use std::{
     time::Duration,
 };
 
-use fail::fail_point;
 use serde::Deserialize;
 
 use super::{key::Key, *};
@@ -131,7 +130,6 @@ struct Noted {
 
 impl Filter for Dedupe {
     fn apply(&mut self, events: Events, dropped: &mut Dropped) -> Events {
-        fail_point!("filter-dedupe");
         let (order, numbers, noted, failures) = (&self.order, &self.numbers, &mut self.noted, &mut self.failures);
         failures.begin();
         noted.order.clear();

@@ -1,5 +1,4 @@
 //! Keeps or drops events by patterns. Looks over the whole chunk at once (see `search`); events without a match are not looked at one by one.
-use fail::fail_point;
 use serde::Deserialize;
 
 use super::{
@@ -108,7 +107,6 @@ struct Grep {
 }
 impl Filter for Grep {
     fn apply(&mut self, events: Events, dropped: &mut Dropped) -> Events {
-        fail_point!("filter-grep");
         self.search.hits(&events, &mut self.hits);
         let before = events.len();
         let left = events.retain_hits(&self.hits, self.keep);

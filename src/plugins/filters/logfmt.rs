@@ -1,7 +1,6 @@
 //! `level=info msg="it is" done` to a JSON object, and back.
 use std::borrow::Cow;
 
-use fail::fail_point;
 use serde::Deserialize;
 use sonic_rs::JsonValueTrait;
 
@@ -80,7 +79,6 @@ struct Logfmt {
 }
 impl Filter for Logfmt {
     fn apply(&mut self, events: Events, dropped: &mut Dropped) -> Events {
-        fail_point!("filter-logfmt");
         let Self { to, types, failures } = self;
         failures.begin();
         let left = rewrite(events, |_, event, out| {

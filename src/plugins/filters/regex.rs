@@ -1,6 +1,5 @@
 //! Takes text apart by a regular expression: each named group becomes a field of a JSON object, which is the new event.
 use ::regex::bytes::{CaptureLocations, Regex};
-use fail::fail_point;
 use serde::Deserialize;
 
 use super::{
@@ -119,7 +118,6 @@ struct ByRegex {
 }
 impl Filter for ByRegex {
     fn apply(&mut self, events: Events, dropped: &mut Dropped) -> Events {
-        fail_point!("filter-regex");
         let Self {
             pattern,
             at,

@@ -1,6 +1,5 @@
 //! Lets a part of the events through: by count, or by the hash of a key, so that all events of one key share their fate on every host
 //! and after every start.
-use fail::fail_point;
 use serde::Deserialize;
 
 use super::{key::Key, *};
@@ -97,7 +96,6 @@ fn rules(table: &Table) -> Result<Sample, BadValue> {
 
 impl Filter for Sample {
     fn apply(&mut self, events: Events, dropped: &mut Dropped) -> Events {
-        fail_point!("filter-sample");
         let (mut count, before) = (self.count, events.len());
         let left = events.retain(|event| {
             // An event without the key is one of all those without: chosen by count.
@@ -135,7 +133,7 @@ impl Filter for Sample {
 mod tests {
     use proptest::prelude::*;
 
-    use super::{super::testing::*, *};
+    use super::super::testing::*;
 
     fn numbers(n: usize) -> Vec<String> {
         (0..n).map(|i| i.to_string()).collect()

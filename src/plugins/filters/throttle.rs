@@ -2,7 +2,6 @@
 //! an even pace (GCRA). A key whose instant has passed is like a new one, and forgotten.
 use std::{collections::HashMap, time::Duration};
 
-use fail::fail_point;
 use serde::Deserialize;
 
 use super::{key::Key, *};
@@ -118,7 +117,6 @@ const NO_KEY: u128 = 0;
 
 impl Filter for Throttle {
     fn apply(&mut self, events: Events, dropped: &mut Dropped) -> Events {
-        fail_point!("filter-throttle");
         let now = self.clock.steady().as_nanos() as u64;
         self.now = now;
         self.noted.clear();

@@ -5,7 +5,6 @@ mod edit;
 
 use std::ops::Range;
 
-use fail::fail_point;
 use memchr::memmem::Finder;
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -333,7 +332,6 @@ fn wanted(key: &str, before: &str, table: &Map<String, Value>) -> Result<Vec<(Pa
 
 impl Filter for Json {
     fn apply(&mut self, mut events: Events, dropped: &mut Dropped) -> Events {
-        fail_point!("filter-json");
         let Self {
             rules: Rules { keep, drop, edit },
             hits,
