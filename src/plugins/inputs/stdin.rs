@@ -94,6 +94,7 @@ impl Stdin {
             origin: Arc::new(Origin {
                 host: context.host,
                 path: None,
+                tags: Vec::new(),
             }),
             clock: context.clock,
             tally: context.tally,

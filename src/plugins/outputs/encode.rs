@@ -9,7 +9,7 @@ use crate::{model::Batch, plugins::Opt};
 pub const OPTION: Opt = Opt {
     name: "encode",
     default: "\"raw\"",
-    about: "`raw`: the event as it came; `json`: one line {ts, host, group, path, offset, message}, ts being when it was read",
+    about: "`raw`: the event as it came; `json`: one line {ts, host, group, path, offset, message}, ts being when it was read; with pod, namespace, container, container_id after path where the input knows them",
 };
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -85,7 +85,7 @@ impl Encode {
     }
 }
 
-/// One line an event: `{"ts":…,"host":…,"group":…,"path":…|null,"offset":…,"message":…}`. What is not UTF-8 becomes U+FFFD.
+/// One line an event: `{"ts":…,"host":…,"group":…,"path":…|null,<tags of the origin,>"offset":…,"message":…}`. What is not UTF-8 becomes U+FFFD.
 pub fn json(batch: &Batch, out: &mut Vec<u8>) {
     let start = out.len();
     let mut head_end = None;
@@ -116,6 +116,10 @@ fn head(batch: &Batch, out: &mut Vec<u8>) {
     match &batch.origin.path {
         Some(path) => string(&path.to_string_lossy(), out),
         None => out.extend_from_slice(b"null"),
+    }
+    for (name, value) in &batch.origin.tags {
+        let _ = write!(out, ",\"{name}\":");
+        string(value, out);
     }
     out.extend_from_slice(b",\"offset\":");
 }
@@ -190,6 +194,18 @@ mod tests {
         };
         assert_eq!(lines, [expect(1000, "plain"), expect(1007, "tab\tquote\" \u{1}é")]);
         assert!(out.starts_with(br#"{"ts":"2026-11-23T10:15:00.250Z","host":"h1","group":"net01","path":"#));
+    }
+    #[test]
+    fn json_has_the_tags_of_the_origin() {
+        let mut some = batch_from(0, "/x", &["a", "b"]);
+        let mut origin = (*some.origin).clone();
+        origin.tags = vec![("namespace", "shop".into()), ("pod", "web-\"0\"".into())];
+        some.origin = origin.into();
+        let mut out = Vec::new();
+        json(&some, &mut out);
+        let text = String::from_utf8(out).unwrap();
+        let tagged = r#""path":"/x","namespace":"shop","pod":"web-\"0\"","offset":"#;
+        assert_eq!(text.matches(tagged).count(), 2, "{text}");
     }
     #[test]
     fn json_of_a_stream_and_of_what_is_not_utf8() {

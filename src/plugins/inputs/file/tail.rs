@@ -105,6 +105,7 @@ impl Tail {
         let origin = Arc::new(Origin {
             host,
             path: Some(path.clone()),
+            tags: Vec::new(),
         });
         Self {
             id,
