@@ -22,9 +22,9 @@ use crate::{
     plugins::{BadValue, Opt, inputs::Tally},
 };
 
-pub use container::tags;
-pub use encoding::{LONGEST_MARK, LineEnd, UTF8_MARK};
-pub use options::{ENCODING, FRAMING, Framing, KEEP_FIELDS, Kind, MULTILINE, Plan, Written};
+pub use encoding::{LONGEST_MARK, UTF8_MARK};
+use options::Kind;
+pub use options::{ENCODING, FRAMING, Framing, KEEP_FIELDS, MULTILINE, Plan, Written};
 pub use records::{Fed, Framer};
 
 /// How much is read at once, in bytes: larger ones fall out of the second-level cache, smaller ones cost more calls.

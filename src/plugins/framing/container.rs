@@ -105,7 +105,12 @@ pub fn write_fields(time: &str, stream: Stream, message: &[u8], out: &mut Vec<u8
 /// What the path says, as tags of the origin: `…/pods/<namespace>_<pod>_<uid>/<container>/0.log`,
 /// `…/containers/<pod>_<namespace>_<container>-<id>.log`, `…/containers/<id>/<id>-json.log`.
 pub fn tags(path: &Path) -> Vec<(&'static str, String)> {
-    let names = path.iter().rev().take(4).map(|name| name.to_string_lossy()).collect::<Vec<_>>();
+    let names = path
+        .iter()
+        .rev()
+        .take(4)
+        .map(|name| name.to_string_lossy())
+        .collect::<Vec<_>>();
     let name = |i: usize| names.get(i).map_or("", |name| name.as_ref());
     let tag = |key: &'static str, value: &str| (key, value.to_owned());
     let is_id = |id: &str| id.len() == 64 && id.bytes().all(|byte| byte.is_ascii_hexdigit());
@@ -139,7 +144,10 @@ mod tests {
     #[test]
     fn cri_lines() {
         let piece = cri(b"2026-11-25T10:00:00.123456789Z stderr P a  b ").unwrap();
-        assert_eq!((&piece.time[..4], piece.stream, piece.last), ("2026", Stream::Stderr, false));
+        assert_eq!(
+            (&piece.time[..4], piece.stream, piece.last),
+            ("2026", Stream::Stderr, false)
+        );
         assert_eq!(&*piece.text, b"a  b ");
         for (line, text) in [
             (&b"2026-11-25T10:00:00+08:00 stdout F "[..], &b""[..]),
@@ -149,32 +157,72 @@ mod tests {
             let piece = cri(line).unwrap();
             assert_eq!((&*piece.text, piece.last), (text, true));
         }
-        for line in ["", "plain", "2026-11-25T10:00:00Z stdin F x", "2026-11-25T10:00:00Z stdout X x", "x stdout F y"] {
+        for line in [
+            "",
+            "plain",
+            "2026-11-25T10:00:00Z stdin F x",
+            "2026-11-25T10:00:00Z stdout X x",
+            "x stdout F y",
+        ] {
             assert_eq!(cri(line.as_bytes()), None, "{line}");
         }
     }
     #[test]
     fn docker_lines() {
-        let piece = docker(br#"{"log":"a\t\u00e9\n","stream":"stdout","attrs":{"x":"y"},"time":"2026-11-25T10:00:00Z"}"#).unwrap();
-        assert_eq!((&*piece.text, piece.last, &*piece.time), ("a\té".as_bytes(), true, "2026-11-25T10:00:00Z"));
+        let piece =
+            docker(br#"{"log":"a\t\u00e9\n","stream":"stdout","attrs":{"x":"y"},"time":"2026-11-25T10:00:00Z"}"#)
+                .unwrap();
+        assert_eq!(
+            (&*piece.text, piece.last, &*piece.time),
+            ("a\té".as_bytes(), true, "2026-11-25T10:00:00Z")
+        );
         let piece = docker(br#"{"log":"half","stream":"stderr","time":""}"#).unwrap();
-        assert_eq!((&*piece.text, piece.last, piece.stream), (&b"half"[..], false, Stream::Stderr));
-        for line in ["", "{", "plain", r#"{"log":1,"stream":"stdout"}"#, r#"{"log":"x","stream":"tty"}"#] {
+        assert_eq!(
+            (&*piece.text, piece.last, piece.stream),
+            (&b"half"[..], false, Stream::Stderr)
+        );
+        for line in [
+            "",
+            "{",
+            "plain",
+            r#"{"log":1,"stream":"stdout"}"#,
+            r#"{"log":"x","stream":"tty"}"#,
+        ] {
             assert_eq!(docker(line.as_bytes()), None, "{line}");
         }
     }
     #[test]
     fn what_paths_say() {
         let id = "0123456789abcdef".repeat(4);
-        let of = |path: &str| tags(Path::new(path)).into_iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(" ");
-        assert_eq!(of("/var/log/pods/shop_web-0_6f0c/nginx/0.log"), "namespace=shop pod=web-0 container=nginx");
-        assert_eq!(of("/x/pods/shop_web-0_6f0c/nginx/0.log.20261125-101112"), "namespace=shop pod=web-0 container=nginx");
+        let of = |path: &str| {
+            tags(Path::new(path))
+                .into_iter()
+                .map(|(key, value)| format!("{key}={value}"))
+                .collect::<Vec<_>>()
+                .join(" ")
+        };
+        assert_eq!(
+            of("/var/log/pods/shop_web-0_6f0c/nginx/0.log"),
+            "namespace=shop pod=web-0 container=nginx"
+        );
+        assert_eq!(
+            of("/x/pods/shop_web-0_6f0c/nginx/0.log.20261125-101112"),
+            "namespace=shop pod=web-0 container=nginx"
+        );
         assert_eq!(
             of(&format!("/var/log/containers/web-0_shop_side-car-{id}.log")),
             format!("namespace=shop pod=web-0 container=side-car container_id={id}")
         );
-        assert_eq!(of(&format!("/var/lib/docker/containers/{id}/{id}-json.log.1")), format!("container_id={id}"));
-        for other in ["/var/log/syslog", "/var/log/pods/x/y/0.log", "/var/log/containers/a_b_c-12.log", "/"] {
+        assert_eq!(
+            of(&format!("/var/lib/docker/containers/{id}/{id}-json.log.1")),
+            format!("container_id={id}")
+        );
+        for other in [
+            "/var/log/syslog",
+            "/var/log/pods/x/y/0.log",
+            "/var/log/containers/a_b_c-12.log",
+            "/",
+        ] {
             assert_eq!(of(other), "", "{other}");
         }
     }

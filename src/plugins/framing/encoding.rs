@@ -84,7 +84,9 @@ impl Text {
     }
     /// One line, and whether something in it was no text of this encoding (it became U+FFFD).
     pub fn decode(self, line: &[u8]) -> (Cow<'_, [u8]>, bool) {
-        let Self::Coded(encoding) = self else { return (line.into(), false) };
+        let Self::Coded(encoding) = self else {
+            return (line.into(), false);
+        };
         let (text, bad) = encoding.decode_without_bom_handling(line);
         let text = match text {
             Cow::Borrowed(text) => text.as_bytes().into(),
@@ -224,7 +226,10 @@ mod tests {
         assert_eq!(little.last(&text), Some(6));
         assert_eq!(LineEnd::new("\n", coded("utf-16be")).find(&[0x00, 0x0A], 0), Some(0));
         let long = LineEnd::new("--", Text::AsIs);
-        assert_eq!((long.find(b"a---b", 0), long.last(b"a---b"), long.last(b"a-")), (Some(1), Some(4), None));
+        assert_eq!(
+            (long.find(b"a---b", 0), long.last(b"a---b"), long.last(b"a-")),
+            (Some(1), Some(4), None)
+        );
     }
     #[test]
     fn no_character_is_cut() {

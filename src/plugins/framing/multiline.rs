@@ -35,24 +35,43 @@ const CHAIN: State = 4;
 type Lines = &'static [(&'static [State], &'static str, State)];
 /// A message and the trace behind it are one record; an exception behind a trace is the next one.
 const JAVA: (&[(&str, State)], Lines) = (
-    &[(r#"^(?:Exception in thread "[^"]*" )?(?:[\w$]+\.)+[\w$]*(?:Exception|Error|Throwable|Failure)\b"#, HEAD)],
+    &[(
+        r#"^(?:Exception in thread "[^"]*" )?(?:[\w$]+\.)+[\w$]*(?:Exception|Error|Throwable|Failure)\b"#,
+        HEAD,
+    )],
     &[
         (&[PLAIN, HEAD, TRACE], r"^[ \t]+\S", TRACE),
         (&[PLAIN, HEAD, TRACE], r"^(?:Caused by|Suppressed): ", TRACE),
-        (&[PLAIN, HEAD, TRACE], r"^\.\.\. \d+ (?:more|common frames omitted)", TRACE),
-        (&[PLAIN], r"^(?:[\w$]+\.)+[\w$]*(?:Exception|Error|Throwable|Failure)\b", HEAD),
+        (
+            &[PLAIN, HEAD, TRACE],
+            r"^\.\.\. \d+ (?:more|common frames omitted)",
+            TRACE,
+        ),
+        (
+            &[PLAIN],
+            r"^(?:[\w$]+\.)+[\w$]*(?:Exception|Error|Throwable|Failure)\b",
+            HEAD,
+        ),
     ],
 );
 /// The message, the traceback, the line of the exception, and what it was raised from.
 const PYTHON: (&[(&str, State)], Lines) = (
     &[(r"^Traceback \(most recent call last\):", TRACE)],
     &[
-        (&[PLAIN, CHAIN], r"^\s*(?:\+ Exception Group )?Traceback \(most recent call last\):", TRACE),
+        (
+            &[PLAIN, CHAIN],
+            r"^\s*(?:\+ Exception Group )?Traceback \(most recent call last\):",
+            TRACE,
+        ),
         (&[PLAIN], r#"^\s+File "[^"]*", line \d+"#, TRACE),
         (&[TRACE], r"^[ \t]", TRACE),
         (&[TRACE], r"^\S", AFTER),
         (&[AFTER], r"^[ \t]+\S", AFTER),
-        (&[AFTER, CHAIN], r"^(?:During handling of the above exception|The above exception was the direct cause)", CHAIN),
+        (
+            &[AFTER, CHAIN],
+            r"^(?:During handling of the above exception|The above exception was the direct cause)",
+            CHAIN,
+        ),
         (&[AFTER, CHAIN], r"^$", CHAIN),
     ],
 );
@@ -69,7 +88,11 @@ const GO: (&[(&str, State)], Lines) = (
         (&[PLAIN, HEAD, TRACE], r"^goroutine \d+ .*\[[^\]]*\]:", TRACE),
         (&[HEAD], r"^(?:$|\[signal |[ \t]|panic: |fatal error: )", HEAD),
         (&[HEAD], r"^runtime stack:", TRACE),
-        (&[TRACE], r"^(?:$|\t|created by |exit status \d|\.\.\.additional frames|\S+\(.*\)$)", TRACE),
+        (
+            &[TRACE],
+            r"^(?:$|\t|created by |exit status \d|\.\.\.additional frames|\S+\(.*\)$)",
+            TRACE,
+        ),
         (&[TRACE], r"^[a-z][a-z0-9]{1,5} +0x[0-9a-f]+$", TRACE),
     ],
 );

@@ -1,11 +1,11 @@
 //! The options of framing, as every input takes them, and what they come to.
-use std::{sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use regex::bytes::Regex;
 use serde_json::{Map, Value};
 
 use super::{
-    OnLongLine, Rules,
+    OnLongLine, Rules, container,
     encoding::{self, Wanted},
     multiline::{Multiline, PRESETS},
     records::Framer,
@@ -90,7 +90,9 @@ impl Framing {
     pub fn read(max_line: Size, on_long_line: OnLongLine, written: &Written<'_>) -> Result<Self, BadValue> {
         let rules = Rules::new(max_line, on_long_line)?;
         let encoding = written.encoding.map_or(Ok(Wanted::AsIs), Wanted::read)?;
-        let (kind, delimiter, strips_return) = written.framing.map_or_else(|| read_framing(&"lines".into()), read_framing)?;
+        let (kind, delimiter, strips_return) = written
+            .framing
+            .map_or_else(|| read_framing(&"lines".into()), read_framing)?;
         encoding::check_delimiter(&delimiter, encoding)?;
         let multiline = written.multiline.map(read_multiline).transpose()?;
         if kind == Kind::Lines && written.keep_fields {
@@ -118,6 +120,13 @@ impl Framing {
             rules,
             plan: Some(Arc::new(plan)),
         })
+    }
+    /// What the path of a source says about it.
+    pub fn tags(&self, path: &Path) -> Vec<(&'static str, String)> {
+        match &self.plan {
+            Some(plan) if plan.kind != Kind::Lines => container::tags(path),
+            _ => Vec::new(),
+        }
     }
     /// After so long without news what is open of a record is given out.
     pub fn record_timeout(&self, flush_partial: Option<Duration>) -> Option<Duration> {
@@ -153,7 +162,10 @@ fn read_framing(value: &Value) -> Result<Lines, BadValue> {
             match table.get("delimiter") {
                 Some(Value::String(text)) if (1..=LONGEST_DELIMITER).contains(&text.len()) => lines(text, false),
                 other => {
-                    let message = format!("found {}, accepted: text of 1 to {LONGEST_DELIMITER} bytes", shown(other));
+                    let message = format!(
+                        "found {}, accepted: text of 1 to {LONGEST_DELIMITER} bytes",
+                        shown(other)
+                    );
                     Err(BadValue::new("framing.delimiter", message))
                 }
             }
@@ -192,7 +204,10 @@ fn read_multiline(value: &Value) -> Result<Multiline, BadValue> {
         Regex::new(text).map_err(|error| {
             let reason = error.to_string();
             let reason = reason.lines().last().unwrap_or_default().trim_start_matches("error: ");
-            BadValue::new(&*key, format!("found {text:?}, accepted: a regular expression ({reason})"))
+            BadValue::new(
+                &*key,
+                format!("found {text:?}, accepted: a regular expression ({reason})"),
+            )
         })
     };
     let mut multiline = match rule.as_str() {
@@ -243,7 +258,11 @@ mod tests {
     }
     #[test]
     fn plain_lines_need_no_plan() {
-        for options in [json!({}), json!({"framing": "lines", "encoding": "UTF-8"}), json!({"framing": {"delimiter": "\n"}})] {
+        for options in [
+            json!({}),
+            json!({"framing": "lines", "encoding": "UTF-8"}),
+            json!({"framing": {"delimiter": "\n"}}),
+        ] {
             assert!(read(options).unwrap().plan.is_none());
         }
         let plan = read(json!({"framing": "crlf"})).unwrap().plan.unwrap();
@@ -251,10 +270,17 @@ mod tests {
     }
     #[test]
     fn timeouts() {
-        let timeout = |options, partial: Option<u64>| read(options).unwrap().record_timeout(partial.map(Duration::from_secs));
+        let timeout =
+            |options, partial: Option<u64>| read(options).unwrap().record_timeout(partial.map(Duration::from_secs));
         let seconds = |n| Some(Duration::from_secs(n));
         assert_eq!(timeout(json!({"multiline": "go"}), None), seconds(5));
-        assert_eq!(timeout(json!({"framing": "cri", "multiline": {"preset": "go", "timeout": "2s"}}), Some(9)), seconds(2));
+        assert_eq!(
+            timeout(
+                json!({"framing": "cri", "multiline": {"preset": "go", "timeout": "2s"}}),
+                Some(9)
+            ),
+            seconds(2)
+        );
         assert_eq!(timeout(json!({"framing": "docker"}), Some(9)), seconds(9));
         assert_eq!(timeout(json!({"framing": "docker"}), None), seconds(5));
         assert_eq!(timeout(json!({"framing": "crlf"}), Some(9)), None);
@@ -262,26 +288,61 @@ mod tests {
     #[test]
     fn what_is_refused_says_where_and_why() {
         for (options, expected) in [
-            (json!({"framing": "xml"}), "framing: found \"xml\", accepted: \"lines\", \"crlf\""),
+            (
+                json!({"framing": "xml"}),
+                "framing: found \"xml\", accepted: \"lines\", \"crlf\"",
+            ),
             (json!({"framing": 5}), "framing: found 5, accepted"),
-            (json!({"framing": {"delimiter": ""}}), "framing.delimiter: found \"\", accepted: text of 1 to 64"),
+            (
+                json!({"framing": {"delimiter": ""}}),
+                "framing.delimiter: found \"\", accepted: text of 1 to 64",
+            ),
             (json!({"framing": {}}), "framing.delimiter: found none"),
-            (json!({"framing": {"delimeter": "x"}}), "framing.delimeter: found an unknown key, accepted: delimiter"),
-            (json!({"multiline": "cobol"}), "multiline: found \"cobol\", accepted: \"java\", \"python\", \"go\""),
+            (
+                json!({"framing": {"delimeter": "x"}}),
+                "framing.delimeter: found an unknown key, accepted: delimiter",
+            ),
+            (
+                json!({"multiline": "cobol"}),
+                "multiline: found \"cobol\", accepted: \"java\", \"python\", \"go\"",
+            ),
             (json!({"multiline": {}}), "multiline: found no rule"),
-            (json!({"multiline": {"start": "a", "end": "b"}}), "multiline: found 2 rules"),
-            (json!({"multiline": {"start": "("}}), "multiline.start: found \"(\", accepted: a regular expression (unclosed group)"),
+            (
+                json!({"multiline": {"start": "a", "end": "b"}}),
+                "multiline: found 2 rules",
+            ),
+            (
+                json!({"multiline": {"start": "("}}),
+                "multiline.start: found \"(\", accepted: a regular expression (unclosed group)",
+            ),
             (json!({"multiline": {"start": 1}}), "multiline.start: found 1"),
-            (json!({"multiline": {"begin": "a"}}), "multiline.begin: found an unknown key"),
-            (json!({"multiline": {"start": "a", "timeout": "0s"}}), "multiline.timeout: found 0s"),
-            (json!({"multiline": {"start": "a", "timeout": 5}}), "multiline.timeout: "),
+            (
+                json!({"multiline": {"begin": "a"}}),
+                "multiline.begin: found an unknown key",
+            ),
+            (
+                json!({"multiline": {"start": "a", "timeout": "0s"}}),
+                "multiline.timeout: found 0s",
+            ),
+            (
+                json!({"multiline": {"start": "a", "timeout": 5}}),
+                "multiline.timeout: ",
+            ),
             (json!({"multiline": {"preset": "c"}}), "multiline.preset: found \"c\""),
             (json!({"encoding": "x"}), "encoding: found \"x\""),
-            (json!({"encoding": "gbk", "framing": {"delimiter": "|"}}), "framing.delimiter: found delimiter \"|\" with encoding GBK"),
-            (json!({"encoding": "gbk", "framing": "cri"}), "encoding: found with framing cri"),
+            (
+                json!({"encoding": "gbk", "framing": {"delimiter": "|"}}),
+                "framing.delimiter: found delimiter \"|\" with encoding GBK",
+            ),
+            (
+                json!({"encoding": "gbk", "framing": "cri"}),
+                "encoding: found with framing cri",
+            ),
             (json!({"keep_fields": true}), "keep_fields: found true without fields"),
         ] {
-            let error = read(options.clone()).err().unwrap_or_else(|| panic!("{options} is accepted"));
+            let error = read(options.clone())
+                .err()
+                .unwrap_or_else(|| panic!("{options} is accepted"));
             assert!(error.starts_with(expected), "{error}");
         }
     }

@@ -9,7 +9,7 @@ use super::{
     Counts, Kind, OnLongLine, Plan, Rules,
     container::{self, Piece, Stream},
     encoding::{LineEnd, Text},
-    multiline::{Multiline, PLAIN, State},
+    multiline::{Multiline, State},
 };
 use crate::model::Events;
 
@@ -127,6 +127,17 @@ impl Framer {
     pub fn most_line(&self) -> usize {
         self.most + self.ends.len()
     }
+    /// Bytes of a line end, and where the last one in a text ends.
+    pub fn end_len(&self) -> usize {
+        self.ends.len()
+    }
+    pub fn last_end(&self, text: &[u8]) -> Option<usize> {
+        self.ends.last(text)
+    }
+    /// Nothing is kept here.
+    pub fn is_idle(&self) -> bool {
+        self.passing.is_none() && !self.is_open()
+    }
     /// A record waits for its end.
     pub fn is_open(&self) -> bool {
         self.streams.iter().any(|stream| stream.start().is_some())
@@ -143,17 +154,19 @@ impl Framer {
                 let passed = text.len().saturating_sub(self.ends.len() - 1);
                 let passed = passed - passed % self.text.unit();
                 self.at += passed as u64;
-                return if passed == 0 { Fed::Unfinished } else { Fed::Took(passed) };
+                return if passed == 0 {
+                    Fed::Unfinished
+                } else {
+                    Fed::Took(passed)
+                };
             };
             from = end + self.ends.len();
             self.end_passing(&plan, base + from as u64);
         }
-        let mut nuls_only = false;
-        loop {
+        let nuls_only = loop {
             let nuls = self.nuls(&text[from..]);
-            nuls_only = nuls > 0 && from + nuls + self.text.unit() > text.len();
-            if nuls_only {
-                break;
+            if nuls > 0 && from + nuls + self.text.unit() > text.len() {
+                break true;
             }
             self.counts.nul_bytes += nuls as u64;
             from += nuls;
@@ -164,7 +177,7 @@ impl Framer {
                 None => text.len() - from >= self.most_line(),
             };
             match (is_long, found) {
-                (false, None) => break,
+                (false, None) => break false,
                 (false, Some(end)) => {
                     let line = &text[from..end];
                     from = end + self.ends.len();
@@ -183,10 +196,10 @@ impl Framer {
                     self.passing = Some(Passing { start, line });
                     let passed = text.len() - from - (self.ends.len() - 1);
                     from += passed - passed % self.text.unit();
-                    break;
+                    break false;
                 }
             }
-        }
+        };
         self.at = base + from as u64;
         match from {
             0 if nuls_only => Fed::Nuls,
@@ -307,7 +320,12 @@ impl Framer {
             return size;
         }
         self.counts.split += 1;
-        self.whole_line(plan, &self.text.decode(&front[..size]).0, (start, start + size as u64), false);
+        self.whole_line(
+            plan,
+            &self.text.decode(&front[..size]).0,
+            (start, start + size as u64),
+            false,
+        );
         // Whoever reads again from here begins anew, and so do we.
         for stream in [Stream::Stdout, Stream::Stderr] {
             self.close(plan, stream);
@@ -384,7 +402,10 @@ impl Framer {
         };
         let stream = line.stream;
         let open = &mut self.streams[stream as usize];
-        let next = open.record.as_ref().and_then(|record| multiline.next(record.state, line.text));
+        let next = open
+            .record
+            .as_ref()
+            .and_then(|record| multiline.next(record.state, line.text));
         match (next, &mut open.record) {
             (Some(state), Some(record)) => {
                 record.add(b"\n", false, &plan.rules);
@@ -397,9 +418,8 @@ impl Framer {
             }
         }
         let open = &self.streams[stream as usize];
-        let splits = |record: &Joint| {
-            plan.rules.on_long_line == OnLongLine::Split && record.text.len() > plan.rules.max_line
-        };
+        let splits =
+            |record: &Joint| plan.rules.on_long_line == OnLongLine::Split && record.text.len() > plan.rules.max_line;
         if multiline.ends_with(line.text) || open.record.as_ref().is_some_and(splits) {
             self.close_record(plan, stream);
         }

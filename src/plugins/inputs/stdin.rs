@@ -17,7 +17,10 @@ use crate::{
     os,
     plugins::{
         BadValue,
-        framing::{self, CHUNK, Counts, OnLongLine, Pool, Rules, SMALL, leading_nuls},
+        framing::{
+            self, CHUNK, Counts, Fed, Framer, Framing, LONGEST_MARK, OnLongLine, Plan, Pool, SMALL, UTF8_MARK,
+            leading_nuls,
+        },
     },
 };
 
@@ -25,20 +28,27 @@ pub const PLUGIN: Plugin<Build> = Plugin {
     name: "stdin",
     tag: "v1",
     stable: true,
-    about: "Reads lines from standard input.",
+    about: "Reads lines from standard input; with framing and multiline, records of other forms.",
     delivery: "Cannot be read again: what the agent has taken is lost if it is killed before delivery. Ends with its input; a last line \
                without line end is delivered with one.",
-    options: &[framing::MAX_LINE, framing::ON_LONG_LINE],
+    options: &[
+        framing::FRAMING,
+        framing::MULTILINE,
+        framing::ENCODING,
+        framing::KEEP_FIELDS,
+        framing::MAX_LINE,
+        framing::ON_LONG_LINE,
+    ],
     sample: r#"{ plugin = "stdin" }"#,
-    check: |table| rules(table).map(drop),
+    check: |table| framing_of(table).map(drop),
     build: |table, context| {
-        let rules = rules(table)?;
+        let framing = framing_of(table)?;
         // A duplicate: dropping the input must not close descriptor 0.
         let fd = std::io::stdin()
             .as_fd()
             .try_clone_to_owned()
             .map_err(|error| PluginError::Failed(format!("could not open standard input: {error}")))?;
-        Ok(Box::new(Stdin::over(fd, rules, context)))
+        Ok(Box::new(Stdin::over(fd, framing, context)))
     },
 };
 
@@ -46,14 +56,25 @@ pub const PLUGIN: Plugin<Build> = Plugin {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Options {
+    framing: Option<serde_json::Value>,
+    multiline: Option<serde_json::Value>,
+    encoding: Option<String>,
+    #[serde(default)]
+    keep_fields: bool,
     #[serde(default = "framing::default_max_line")]
     max_line: Size,
     #[serde(default)]
     on_long_line: OnLongLine,
 }
-fn rules(table: &Table) -> Result<Rules, BadValue> {
+fn framing_of(table: &Table) -> Result<Framing, BadValue> {
     let options: Options = table.read()?;
-    Rules::new(options.max_line, options.on_long_line)
+    let written = framing::Written {
+        framing: options.framing.as_ref(),
+        multiline: options.multiline.as_ref(),
+        encoding: options.encoding.as_deref(),
+        keep_fields: options.keep_fields,
+    };
+    Framing::read(options.max_line, options.on_long_line, &written)
 }
 
 /// A larger pipe wakes both sides less often. Best effort: it is refused to users who have used up their share.
@@ -63,7 +84,11 @@ const WAIT_MS: u8 = 100;
 
 pub struct Stdin {
     fd: OwnedFd,
-    rules: Rules,
+    framing: Framing,
+    /// With other framings than plain lines: what is open of a record.
+    framer: Option<Framer>,
+    /// Steady time of the last news, for them.
+    heard: Duration,
     pool: Pool,
     origin: Arc<Origin>,
     clock: SharedClock,
@@ -75,6 +100,8 @@ pub struct Stdin {
     passing: bool,
     /// Of `buffer[0]` in the stream.
     offset: u64,
+    /// With a framer: up to where it has given out what there was.
+    told: u64,
     ended: bool,
     /// A poll says truly whether a read would wait.
     polls: bool,
@@ -82,13 +109,15 @@ pub struct Stdin {
 
 impl Stdin {
     /// Over any descriptor that can be polled and read.
-    pub fn over(fd: OwnedFd, rules: Rules, context: InputContext) -> Self {
+    pub fn over(fd: OwnedFd, framing: impl Into<Framing>, context: InputContext) -> Self {
         let _ = fcntl(&fd, FcntlArg::F_SETPIPE_SZ(PIPE_SIZE));
         let polls = os::is_stream(&fd);
         let mut pool = Pool::default();
         Self {
             fd,
-            rules,
+            framing: framing.into(),
+            framer: None,
+            heard: Duration::ZERO,
             buffer: pool.take(CHUNK),
             pool,
             origin: Arc::new(Origin {
@@ -101,6 +130,7 @@ impl Stdin {
             filled: 0,
             passing: false,
             offset: 0,
+            told: 0,
             ended: false,
             polls,
         }
@@ -118,13 +148,21 @@ impl Stdin {
     fn fill(&mut self) -> Result<(), InputError> {
         if self.filled == self.buffer.len() {
             // No line end in all of it and still not too long.
-            self.buffer
-                .resize((2 * self.filled).min(self.rules.max_line + 1).max(CHUNK), 0);
+            let most = self
+                .framer
+                .as_ref()
+                .map_or(self.framing.rules.max_line + 1, Framer::most_line);
+            self.buffer.resize((2 * self.filled).min(most).max(CHUNK), 0);
         }
         fail::fail_point!("stdin-read");
         match nix::unistd::read(&self.fd, &mut self.buffer[self.filled..]) {
             Ok(0) => self.ended = true,
-            Ok(read) => self.filled += read,
+            Ok(read) => {
+                self.filled += read;
+                if self.framing.plan.is_some() {
+                    self.heard = self.clock.steady();
+                }
+            }
             Err(Errno::EINTR | Errno::EAGAIN) => {}
             Err(errno) => return Err(InputError(format!("could not read standard input: {errno}"))),
         }
@@ -133,16 +171,22 @@ impl Stdin {
 
     /// Puts the next events into `into`, of `room` bytes or one that is larger. False: more must be read first.
     fn deliver(&mut self, room: usize, into: &mut Vec<Chunk>) -> bool {
+        if let Some(plan) = self.framing.plan.clone() {
+            return self.deliver_records(&plan, into);
+        }
+        if self.offset == 0 && self.buffer[..self.filled].starts_with(UTF8_MARK) {
+            self.drop_front(UTF8_MARK.len());
+        }
         self.pass_over();
         let (at, have) = (self.offset, &self.buffer[..self.filled]);
         let newline = memrchr(b'\n', &have[..room.min(have.len())]).or_else(|| memchr(b'\n', have));
         let (events, counts) = if let Some(newline) = newline {
             let text = self.take(newline + 1);
-            self.rules.frame(text, &mut self.pool)
-        } else if have.len() > self.rules.max_line {
+            self.framing.rules.frame(text, &mut self.pool)
+        } else if have.len() > self.framing.rules.max_line {
             self.long_line()
         } else if self.ended && !have.is_empty() {
-            let last = self.rules.close(have);
+            let last = self.framing.rules.close(have);
             self.drop_front(self.filled);
             last
         } else {
@@ -160,15 +204,69 @@ impl Stdin {
         counts.tell(&*self.tally);
         true
     }
+    /// The same for other framings. What was fed to the framer stays there until it is delivered.
+    fn deliver_records(&mut self, plan: &Arc<Plan>, into: &mut Vec<Chunk>) -> bool {
+        if self.framer.is_none() {
+            let start = &self.buffer[..self.filled.min(LONGEST_MARK)];
+            let more = start.len() < LONGEST_MARK && !self.ended;
+            let Some(framer) = plan.framer(start, more, 0) else {
+                return false;
+            };
+            let mark = framer.at() as usize;
+            self.framer = Some(framer);
+            self.drop_front(mark);
+        }
+        let Some(framer) = &mut self.framer else { return false };
+        match framer.feed(&self.buffer[..self.filled]) {
+            Fed::Took(size) => self.drop_front(size),
+            Fed::Nuls => {
+                let before = framer.at();
+                framer.skip_nuls(leading_nuls(&self.buffer[..self.filled]) as u64);
+                let skipped = framer.at() - before;
+                self.drop_front(skipped as usize);
+            }
+            Fed::Unfinished if self.ended => {
+                if self.filled == 0 && framer.is_idle() {
+                    return false;
+                }
+                framer.flush(Some(&self.buffer[..self.filled]));
+                self.drop_front(self.filled);
+            }
+            Fed::Unfinished => {
+                let quiet = self.clock.steady().saturating_sub(self.heard);
+                let timeout = self.framing.record_timeout(None);
+                if !framer.is_open() || timeout.is_none_or(|timeout| quiet < timeout) {
+                    return false;
+                }
+                framer.flush(None);
+            }
+        }
+        let base = self.told;
+        let ready = self.framer.as_mut().and_then(|framer| framer.ready(base));
+        if let Some((events, counts, safe)) = ready {
+            self.told = safe;
+            counts.tell(&*self.tally);
+            if !events.is_empty() {
+                into.push(Chunk {
+                    events,
+                    origin: self.origin.clone(),
+                    offset: base,
+                    read_at: self.clock.wall(),
+                    mark: None,
+                });
+            }
+        }
+        true
+    }
     /// All that is here is the start of a line that is too long.
     fn long_line(&mut self) -> (Events, Counts) {
         let have = &self.buffer[..self.filled];
-        if self.rules.on_long_line == OnLongLine::Split {
-            let (events, counts, size) = self.rules.pieces(have);
+        if self.framing.rules.on_long_line == OnLongLine::Split {
+            let (events, counts, size) = self.framing.rules.pieces(have);
             self.drop_front(size);
             return (events, counts);
         }
-        let framed = self.rules.close(&have[..self.rules.max_line + 1]);
+        let framed = self.framing.rules.close(&have[..self.framing.rules.max_line + 1]);
         self.passing = true;
         self.drop_front(self.filled);
         framed
@@ -277,7 +375,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{clock, plugins::framing::reference};
+    use crate::{
+        clock,
+        plugins::framing::{Rules, reference},
+    };
 
     #[derive(Default)]
     struct Counted(Mutex<Vec<(&'static str, u64)>>);
