@@ -229,7 +229,7 @@ mod tests {
             \x20 File \"b.py\", line 1, in <module>\n\
             ZeroDivisionError: division by zero\n\
             INFO done\n";
-        assert_eq!(counts(&python, text), [1, 13, 1, 3, 1]);
+        assert_eq!(counts(&python, text), [1, 13, 4, 1]);
     }
     #[test]
     fn go_traces() {

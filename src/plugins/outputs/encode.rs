@@ -9,7 +9,8 @@ use crate::{model::Batch, plugins::Opt};
 pub const OPTION: Opt = Opt {
     name: "encode",
     default: "\"raw\"",
-    about: "`raw`: the event as it came; `json`: one line {ts, host, group, path, offset, message}, ts being when it was read; with pod, namespace, container, container_id after path where the input knows them",
+    about: "`raw`: the event as it came; `json`: one line {ts, host, group, path, offset, message}, ts being when it was read; namespace, \
+            pod, container and container_id stand behind path where the input knows them (framing cri, docker)",
 };
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -85,7 +86,8 @@ impl Encode {
     }
 }
 
-/// One line an event: `{"ts":…,"host":…,"group":…,"path":…|null,<tags of the origin,>"offset":…,"message":…}`. What is not UTF-8 becomes U+FFFD.
+/// One line an event: `{"ts":…,"host":…,"group":…,"path":…|null,"offset":…,"message":…}`, with the origin's tags behind the path. What is
+/// not UTF-8 becomes U+FFFD.
 pub fn json(batch: &Batch, out: &mut Vec<u8>) {
     let start = out.len();
     let mut head_end = None;

@@ -166,3 +166,89 @@ pub fn last_line_end(file: &File, framing: &Framing) -> io::Result<Progress> {
     }
     identity::place(file, if end == 0 { 0 } else { size })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+    use crate::{
+        model::Progress,
+        plugins::{
+            framing::tests::{cases, framing, reference},
+            inputs::file::tail::tests::tail,
+        },
+    };
+
+    proptest! {
+        /// However the file grows, however it is read, closed and read again from the place.
+        #[test]
+        fn reads_as_the_reference_does(
+            (options, source) in cases(),
+            cuts in proptest::collection::vec((0usize..60, 1usize..40, 0u8..3), 1..20),
+        ) {
+            let framing = framing(&options);
+            let mut writer = tempfile::NamedTempFile::new().unwrap();
+            let path = writer.path().to_owned();
+            let open = || File::open(&path).unwrap();
+            let (mut reader, mut pool, mut events) = (tail(open(), Progress::default(), &framing), Pool::default(), vec![]);
+            let mut rest = &source[..];
+            for (write, room, again) in cuts.into_iter().chain([(usize::MAX, 10, 3)]) {
+                let (piece, more) = rest.split_at(write.min(rest.len()));
+                writer.write_all(piece).unwrap();
+                rest = more;
+                match again {
+                    0 => reader = tail(open(), reader.at, &framing),
+                    1 => {
+                        reader.close();
+                        reader.file = Some(open());
+                    }
+                    _ => {}
+                }
+                reader.flush = again == 3;
+                loop {
+                    match reader.step(&framing, &mut pool, room).unwrap() {
+                        Step::Read(read, _, at) => {
+                            prop_assert!(at.offset > reader.at.offset);
+                            events.extend(read.iter().map(<[u8]>::to_vec));
+                            reader.hand_over(at);
+                        }
+                        Step::Busy(_) => {}
+                        Step::End => break,
+                        Step::Replaced => prop_assert!(false, "it is the same file"),
+                    }
+                }
+            }
+            prop_assert!(!reader.record.waits && reader.record.framer.is_none());
+            prop_assert_eq!(events, reference(framing.plan.as_ref().unwrap(), &source), "{}", options);
+        }
+    }
+    #[test]
+    fn the_last_line_end() {
+        let end = |options, text: &[u8]| {
+            let mut file = tempfile::tempfile().unwrap();
+            file.write_all(text).unwrap();
+            last_line_end(&file, &framing(&options)).unwrap().offset
+        };
+        let wide = json!({"encoding": "utf-16le"});
+        assert_eq!(end(wide.clone(), b"\xFF\xFEa\0\n\0b\0"), 6);
+        assert_eq!(end(wide.clone(), b"a\x0A\0\x0A"), 0, "neither is a line feed");
+        let long = [b"a\0\n\0".as_slice(), &b"xy".repeat(CHUNK)].concat();
+        assert_eq!(end(wide, &long), 4);
+        let by = json!({"framing": {"delimiter": "||"}, "max_line": 1000});
+        for before in 0..6 {
+            // The delimiter at, before and across the border of a window.
+            let text = [&vec![b'-'; 1000][..], b"||", &vec![b'-'; CHUNK / 2 - 3 + before]].concat();
+            assert_eq!(end(by.clone(), &text), 1002);
+        }
+        assert_eq!(end(by.clone(), b"|"), 0);
+        assert_eq!(
+            end(by, &vec![b'-'; 3 * CHUNK]),
+            3 * CHUNK as u64,
+            "too long to be looked for"
+        );
+    }
+}

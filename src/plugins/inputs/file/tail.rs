@@ -310,7 +310,7 @@ pub fn last_line_start(file: &File, max_line: usize) -> io::Result<Progress> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::io::Write;
 
     use proptest::prelude::*;
@@ -327,7 +327,7 @@ mod tests {
             instance: String::new(),
         })
     }
-    fn tail(file: File, at: Progress, framing: &Framing) -> Tail {
+    pub fn tail(file: File, at: Progress, framing: &Framing) -> Tail {
         let inode = Inode::of(&file.metadata().unwrap());
         let mut tail = Tail::new(
             SourceId(1),
