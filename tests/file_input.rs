@@ -1137,10 +1137,7 @@ fn without_a_journal_it_reads_all_the_same() {
 }
 #[test]
 fn words_of_later_versions_are_refused() {
-    for (word, value) in [
-        ("ignore_older", json!("1d")),
-        ("read_compressed", json!(true)),
-    ] {
+    for (word, value) in [("ignore_older", json!("1d")), ("read_compressed", json!(true))] {
         let refused = Rig::refusal(json!({ "paths": ["/x"], word: value }));
         assert!(
             refused.starts_with(&format!("{word}: ")) && refused.contains("not built yet"),

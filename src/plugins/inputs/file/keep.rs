@@ -160,7 +160,8 @@ impl Files {
         let timeout = self.options.framing.record_timeout(self.options.flush_partial);
         let is_due = |tail: &Tail| {
             let quiet = now.saturating_sub(tail.active);
-            tail.record.waits && timeout.is_some_and(|timeout| quiet >= timeout)
+            let deleted = tail.gone.is_some_and(|gone| gone.deleted); // goes as a whole, half a line too
+            tail.record.waits && !deleted && timeout.is_some_and(|timeout| quiet >= timeout)
         };
         for key in &self.open {
             let Some(tail) = self.tails.get_mut(key).filter(|tail| !tail.queued) else {
