@@ -302,6 +302,7 @@ mod tests {
             from.origin = Arc::new(Origin {
                 host: Arc::new(crate::model::Host { hostname: other, ..(*from.origin.host).clone() }),
                 path: from.origin.path.clone(),
+                tags: Vec::new(),
             });
             let path = paths("/root/a{host}/{path}/.{host}{host}/{path}{path}.log").of(&from);
             let names = path.components().collect::<Vec<_>>();
