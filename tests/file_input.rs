@@ -1080,6 +1080,19 @@ fn c38_packed_files_of_several_members() {
     assert_eq!(rig.restart_and_count(), 0);
 }
 #[test]
+fn c38_packed_and_framed() {
+    let mut rig = Rig::new(json!({ "read_compressed": true, "multiline": "java" }));
+    let records = (0..3000)
+        .map(|i| format!("{i} failed\n\tat a.b.C\n\tat d.e.F"))
+        .collect::<Vec<_>>();
+    rig.write_packed("a.log.gz", &[(records.join("\n") + "\n").as_bytes()]);
+    rig.read_once(1);
+    rig.stop(); // in the middle
+    rig.run(60 * SECOND);
+    assert_eq!(rig.take_texts(), records);
+    assert_eq!(rig.restart_and_count(), 0);
+}
+#[test]
 fn c38_what_only_has_the_name_of_a_packed_file() {
     let mut rig = Rig::new(json!({ "read_compressed": true }));
     rig.append("a.log.gz", &lines("a", 1..=10));
@@ -1546,14 +1559,7 @@ fn without_a_journal_it_reads_all_the_same() {
     rig.judge(&[("a", 1..=10), ("b", 1..=5)]);
 }
 #[test]
-fn words_of_later_versions_are_refused() {
-    for (word, value) in [("framing", json!("cri")), ("encoding", json!("gbk"))] {
-        let refused = Rig::refusal(json!({ "paths": ["/x"], word: value }));
-        assert!(
-            refused.starts_with(&format!("{word}: ")) && refused.contains("not built yet"),
-            "{refused}"
-        );
-    }
+fn bad_options_are_refused() {
     for bad in [
         json!({}),
         json!({ "paths": [] }),
@@ -1562,7 +1568,13 @@ fn words_of_later_versions_are_refused() {
         json!({ "paths": ["/x"], "poll_every": "0s" }),
         json!({ "paths": ["/x"], "max_line": "0B" }),
         json!({ "paths": ["/x"], "start": "middle" }),
+        json!({ "paths": ["/x"], "ignore_older": "0s" }),
+        json!({ "paths": ["/x"], "ignore_older": "1" }),
+        json!({ "paths": ["/x"], "read_compressed": "gz" }),
         json!({ "paths": ["/x"], "max_rate": 5 }),
+        json!({ "paths": ["/x"], "framing": "xml" }),
+        json!({ "paths": ["/x"], "multiline": { "start": "(" } }),
+        json!({ "paths": ["/x"], "encoding": "klingon" }),
     ] {
         Rig::refusal(bad);
     }

@@ -79,6 +79,7 @@ fn plan(input: Told, target: &Target) -> Plan {
         memory: 1 << 20,
         retry: Duration::from_millis(4),
         losses: Dice::never(),
+        around: [None, None],
     }
 }
 

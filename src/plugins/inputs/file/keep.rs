@@ -15,8 +15,9 @@ use super::{
     discovery::shown,
     identity::{Head, Inode, Stamp},
     reconcile::too_old,
+    records::last_line_end,
     source::{Source, is_gzip},
-    tail::{Tail, Trouble, last_line_start},
+    tail::{Tail, Trouble},
 };
 use crate::{
     checkpoint::{Identity, Journal},
@@ -86,7 +87,7 @@ impl Files {
                     watcher.watch_file(key, file.raw(), &tail.path); // it may be written to through a name elsewhere
                 }
                 if std::mem::take(&mut tail.aged)
-                    && let Ok(at) = last_line_start(file.raw(), tail.at.offset, self.options.rules.max_line)
+                    && let Ok(at) = last_line_end(file.raw(), tail.at.offset, &self.options.framing)
                 {
                     (tail.at, tail.size) = (at, at.offset); // not into the middle of a line
                 }
@@ -122,7 +123,7 @@ impl Files {
         let candidates = self.open.iter().filter_map(|key| Some((key, self.tails.get(key)?)));
         let oldest = candidates
             .filter(|(_, tail)| tail.gone.is_none())
-            .min_by_key(|(_, tail)| (tail.queued, tail.active))
+            .min_by_key(|(_, tail)| (tail.queued, tail.record.waits, tail.active))
             .map(|(key, _)| *key);
         let Some(key) = oldest else { return false };
         if let Some(tail) = self.tails.get_mut(&key) {
@@ -135,6 +136,9 @@ impl Files {
         self.open.remove(&key);
         if let Some(tail) = self.tails.get_mut(&key) {
             tail.close();
+            if tail.record.waits && tail.gone.is_none() {
+                self.waiting.insert(key);
+            }
         }
         self.show(key);
     }
@@ -178,6 +182,12 @@ impl Files {
     /// Looks at the open files, and at those whose time has come.
     pub(super) fn poll(&mut self, now: Duration) {
         let (mut changed, mut idle) = (Vec::new(), Vec::new());
+        let timeout = self.options.framing.record_timeout(self.options.flush_partial);
+        let is_due = |tail: &Tail| {
+            let quiet = now.saturating_sub(tail.active);
+            let deleted = tail.gone.is_some_and(|gone| gone.deleted); // goes as a whole, half a line too
+            tail.record.waits && !deleted && timeout.is_some_and(|timeout| quiet >= timeout)
+        };
         for key in &self.open {
             let Some(tail) = self.tails.get_mut(key).filter(|tail| !tail.queued) else {
                 continue;
@@ -194,11 +204,25 @@ impl Files {
             } else if tail.partial && self.options.flush_partial.is_some_and(|after| quiet >= after) {
                 tail.flush = true;
                 changed.push(*key);
-            } else if tail.gone.is_none() && quiet >= self.options.close_idle {
+            } else if is_due(tail) {
+                tail.record.flush = true;
+                changed.push(*key);
+            } else if tail.gone.is_none() && !tail.record.waits && quiet >= self.options.close_idle {
                 idle.push(*key);
             }
         }
         idle.into_iter().for_each(|key| self.close(key));
+        self.waiting.retain(|key| {
+            let Some(tail) = self.tails.get_mut(key) else {
+                return false;
+            };
+            if is_due(tail) {
+                tail.record.flush = true;
+                changed.push(*key); // it is opened again
+                return false;
+            }
+            tail.record.waits && tail.file.is_none()
+        });
         let due = |key: &&Key| {
             let trouble = self.tails.get(key).and_then(|tail| tail.trouble.as_ref());
             trouble.is_none_or(|trouble| now >= trouble.until)
@@ -245,7 +269,7 @@ impl Files {
     }
     /// All of it is read, and it will not be found again.
     pub(super) fn finish(&mut self, key: Key) {
-        let packed = self.waiting.remove(&key);
+        let packed = self.packed_forms.remove(&key);
         let Some(tail) = self.drop_tail(key) else { return };
         debug!(self.context.log, "file is done with"; "file" => shown(&tail.path), "offset" => tail.at.offset);
         if packed.is_some_and(|packed| self.unpack_rest(packed, &tail)) {
@@ -274,11 +298,12 @@ impl Files {
             &mut self.open,
             &mut self.leaving,
             &mut self.troubled,
+            &mut self.waiting,
             &mut self.settling,
         ] {
             keys.remove(&key);
         }
-        self.waiting.remove(&key);
+        self.packed_forms.remove(&key);
         if let Some(watcher) = self.watcher() {
             watcher.forget_file(key);
         }

@@ -11,6 +11,7 @@ mod keep;
 mod packed;
 mod recall;
 mod reconcile;
+mod records;
 mod source;
 mod tail;
 mod watch;
@@ -31,7 +32,7 @@ use crate::{
     os,
     plugins::{
         BadValue, Opt,
-        framing::{self, OnLongLine, Pool, Rules, SMALL},
+        framing::{self, Framing, OnLongLine, Pool, SMALL},
     },
 };
 use discovery::Globs;
@@ -86,6 +87,10 @@ const OPTIONS: &[Opt] = &[
         "beginning or end: where a file is begun that is there at the very first start. What appears later is \
          always read from its beginning.",
     ),
+    framing::FRAMING,
+    framing::MULTILINE,
+    framing::ENCODING,
+    framing::KEEP_FIELDS,
     framing::MAX_LINE,
     framing::ON_LONG_LINE,
     opt(
@@ -132,8 +137,8 @@ const OPTIONS: &[Opt] = &[
     opt(
         "flush_partial",
         "none",
-        "After so long an unfinished line at the end of a file is delivered as it is. What is written to it later \
-         becomes a line of its own. By default such a line waits for its end.",
+        "After so long an unfinished line at the end of a file is delivered as it is, with the record it belongs to. What is \
+         written to it later becomes a line of its own. By default such a line waits for its end.",
     ),
 ];
 const fn opt(name: &'static str, default: &'static str, about: &'static str) -> Opt {
@@ -149,6 +154,11 @@ struct Written {
     exclude: Vec<String>,
     #[serde(default)]
     start: Start,
+    framing: Option<serde_json::Value>,
+    multiline: Option<serde_json::Value>,
+    encoding: Option<String>,
+    #[serde(default)]
+    keep_fields: bool,
     #[serde(default = "framing::default_max_line")]
     max_line: Size,
     #[serde(default)]
@@ -170,14 +180,12 @@ enum Start {
     Beginning,
     End,
 }
-/// Words that are promised for a later version.
-const NOT_BUILT: [&str; 2] = ["framing", "encoding"];
 
 /// The options, checked.
 struct Options {
     globs: Globs,
     start: Start,
-    rules: Rules,
+    framing: Framing,
     max_open: usize,
     close_idle: Duration,
     hold_deleted: Duration,
@@ -189,12 +197,6 @@ struct Options {
 }
 impl Options {
     fn read(table: &Table) -> Result<Self, BadValue> {
-        if let Some(word) = NOT_BUILT.iter().find(|word| table.0.contains_key(**word)) {
-            let message = format!(
-                "`{word}` is not built yet, accepted: leave it out (files are read as lines of text, as they are)"
-            );
-            return Err(BadValue::new(*word, message));
-        }
         let written: Written = table.read()?;
         if written.paths.is_empty() {
             let message = "found none, accepted: at least one pattern as in \"/var/log/*.log\"";
@@ -207,10 +209,16 @@ impl Options {
             Some(Duration::ZERO) => Err(BadValue::new(key, "found 0s, accepted: a duration above zero")),
             found => Ok(found.unwrap_or(Duration::from_millis(default))),
         };
+        let framing = framing::Written {
+            framing: written.framing.as_ref(),
+            multiline: written.multiline.as_ref(),
+            encoding: written.encoding.as_deref(),
+            keep_fields: written.keep_fields,
+        };
         Ok(Self {
             globs: Globs::new(&written.paths, &written.exclude)?.unpacking(written.read_compressed),
             start: written.start,
-            rules: Rules::new(written.max_line, written.on_long_line)?,
+            framing: Framing::read(written.max_line, written.on_long_line, &framing)?,
             max_open: written.max_open_files.unwrap_or_else(keep::default_open),
             close_idle: span("close_idle", written.close_idle, 300_000)?,
             hold_deleted: span("hold_deleted", written.hold_deleted, 300_000)?,
@@ -269,6 +277,8 @@ struct Files {
     /// Files that no name leads to any more.
     leaving: HashSet<Key>,
     troubled: HashSet<Key>,
+    /// Closed, with a record that waits for its end.
+    waiting: HashSet<Key>,
     orphans: Vec<Orphan>,
     held: HashMap<Inode, Held>,
     /// Read further than acknowledged.
@@ -301,7 +311,7 @@ struct Files {
     /// Names that led to other files a short time ago, and since when (steady).
     left: HashMap<PathBuf, (Key, Duration)>,
     /// Packed forms of files that are still read themselves, by those.
-    waiting: HashMap<Key, packed::Waiting>,
+    packed_forms: HashMap<Key, packed::Waiting>,
     /// Packed files that are not read, and the rule.
     passed_over: HashMap<Inode, String>,
 }
@@ -317,7 +327,7 @@ impl Files {
             soonest_scan: Duration::ZERO,
             heard_more: false,
             left: HashMap::new(),
-            waiting: HashMap::new(),
+            packed_forms: HashMap::new(),
             passed_over: HashMap::new(),
             max_open: keep::most_open(options.max_open),
             options,
@@ -330,6 +340,7 @@ impl Files {
             open: HashSet::new(),
             leaving: HashSet::new(),
             troubled: HashSet::new(),
+            waiting: HashSet::new(),
             orphans: Vec::new(),
             held: HashMap::new(),
             settling: HashSet::new(),
@@ -361,7 +372,7 @@ impl Files {
             self.poll(now);
             let every = self.options.poll_every;
             self.next_poll = now
-                + if self.is_told() {
+                + if self.is_told() && self.waiting.is_empty() {
                     every.max(watch::POLL_EVERY)
                 } else {
                     every
@@ -404,7 +415,7 @@ impl Files {
             return false;
         };
         tail.after = None;
-        let step = tail.step(&self.options.rules, &mut self.pool, room);
+        let step = tail.step(&self.options.framing, &mut self.pool, room);
         if step.is_ok() {
             self.is_well_again(key);
         }
@@ -450,17 +461,18 @@ impl Files {
             return false;
         };
         let flushed = std::mem::take(&mut tail.flush);
-        if tail.partial && !flushed && tail.file.as_ref().is_some_and(|file| file.is_whole()) {
-            tail.flush = true; // packed: nothing will come behind it
+        let whole = tail.file.as_ref().is_some_and(|file| file.is_whole());
+        if whole && !flushed && (tail.partial || tail.record.waits) {
+            (tail.flush, tail.record.flush) = (tail.partial, tail.record.waits); // packed: nothing will come behind it
             return true;
         }
-        if tail.gone.is_some() {
-            if flushed {
-                self.finish(key);
-            } else if self.context.once {
-                tail.flush = true;
-                return true;
-            }
+        if tail.gone.is_some() && flushed {
+            self.finish(key);
+        } else if self.context.once {
+            // No more will come in this run: of a file that is gone the unfinished line is taken, too.
+            tail.flush = tail.gone.is_some();
+            tail.record.flush = tail.record.waits;
+            return tail.flush || tail.record.flush;
         }
         false
     }

@@ -53,7 +53,7 @@ impl Files {
                 .set(path, unread_row(path, FileState::Skipped, reason));
             self.unread_names.insert(path.clone());
             let (inode, stamp, path) = (group.inode, group.stamp, path.clone());
-            self.waiting.insert(key, Waiting { inode, stamp, path });
+            self.packed_forms.insert(key, Waiting { inode, stamp, path });
             return true;
         }
         // A copy of what was truncated, packed before anybody saw it.

@@ -16,7 +16,8 @@ use super::{
     identity::{ENOUGH_WITHOUT_INODE, Head, Inode, Stamp, fits},
     keep::open_regular,
     recall::Listings,
-    tail::{Gone, Tail, last_line_start},
+    records::last_line_end,
+    tail::{Gone, Tail},
     watch,
 };
 use crate::{
@@ -158,7 +159,15 @@ impl Files {
     ) -> Key {
         self.last_key += 1;
         let key = Key(self.last_key);
-        let mut tail = Tail::new(id, path, inode, listed, known, self.context.host.clone());
+        let mut tail = Tail::new(
+            id,
+            path,
+            inode,
+            listed,
+            known,
+            self.context.host.clone(),
+            &self.options.framing,
+        );
         tail.stamped = self.context.clock.wall().as_second();
         tail.aged = is_aged(&known);
         let grows = !tail.aged || listed.size != known.1.offset;
@@ -330,7 +339,7 @@ impl Files {
                 return;
             }
             let opened = open_regular(path).and_then(|file| {
-                let at = last_line_start(&file, file.metadata()?.size(), self.options.rules.max_line)?;
+                let at = last_line_end(&file, file.metadata()?.size(), &self.options.framing)?;
                 Ok((Head::of(&file, at.offset)?, at))
             });
             known = opened.unwrap_or_default(); // cannot be opened now: whatever is in it then is new to us
