@@ -17,6 +17,7 @@ const POINTS: &[&str] = &[
     "file-read",
     "filter-hear",
     "filter-run",
+    "filter-step",
     "filter-valid",
     "filter-send",
     "sink-hear",
@@ -201,4 +202,51 @@ fn a_disk_that_errs_is_waited_for_and_nothing_is_torn() {
         ..Verdict::default()
     };
     assert_eq!(verdict, expected);
+}
+
+/// A batch that falls in the middle of its filters is filtered again: what they remember counts it once.
+#[test]
+fn filters_with_a_memory_count_once() {
+    let place = Place::default();
+    let lines = (0..20_000)
+        .map(|n| format!("key={} n={n}\n", n / 5))
+        .collect::<String>();
+    place.write("in/app.log", &lines);
+    let config = place.write(
+        "agent.toml",
+        format!(
+            r#"
+[[pipeline]]
+name = "t"
+input = {{ plugin = "file:v1", paths = ["{0}/in/*.log"] }}
+filters = [
+  {{ plugin = "sample", every = 2 }},
+  {{ plugin = "dedupe", key_pattern = "key=(\\d+)" }},
+  {{ plugin = "throttle", events = 1000000000, per = "1s" }},
+]
+outputs = [{{ plugin = "logr", path = "{0}/out/a.log" }}]
+"#,
+            place.path("").display().to_string().trim_end_matches('/')
+        ),
+    );
+    let mut agent = place.agent(&["--once", "-config", config.to_str().unwrap()]);
+    agent.env(
+        "FAILPOINTS",
+        "filter-step=1*off->1*panic->2*off->1*panic->3*off->2*panic->off",
+    );
+    let ended = finish(agent.spawn().unwrap());
+    assert_eq!(ended.code(), Some(0), "{}", ended.err);
+    assert_eq!(
+        ended.err.matches("filter panicked, trying again").count(),
+        4,
+        "{}",
+        ended.err
+    );
+    let mut seen = std::collections::HashSet::new();
+    let expected = lines
+        .lines()
+        .step_by(2)
+        .filter(|line| seen.insert(line.split(' ').next().unwrap()));
+    let expected = expected.map(|line| format!("{line}\n")).collect::<String>();
+    assert_eq!(String::from_utf8(place.read("out/a.log")).unwrap(), expected);
 }

@@ -156,7 +156,7 @@ fn every_step_may_fall() {
 
     fail::cfg("filter-valid", "1*panic->off").unwrap();
     let valid = filters::CATALOG.iter().find(|p| p.name == "valid").unwrap();
-    let mut valid = (valid.build)(&Table::default()).unwrap();
+    let mut valid = (valid.build)(&Table::default(), filter_context(&clock())).unwrap();
     let mut dropped = filters::Dropped::new();
     let some = events(["a", "", "b"]);
     assert!(catch_unwind(AssertUnwindSafe(|| valid.apply(some.clone(), &mut dropped))).is_err());

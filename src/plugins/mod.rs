@@ -3,6 +3,7 @@
 pub mod filters;
 pub mod framing;
 pub mod inputs;
+pub mod json;
 pub mod outputs;
 pub mod table;
 pub mod tls;

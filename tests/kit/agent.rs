@@ -178,6 +178,7 @@ fn is_client(args: &[&str]) -> bool {
         "status",
         "version",
         "plugins",
+        "try",
         "files",
         "why",
         "doctor",
