@@ -286,6 +286,7 @@ impl Input for Large {
             let origin = Origin {
                 host: host(),
                 path: None,
+                tags: Vec::new(),
             };
             into.push(Chunk {
                 events: Events::new(bytes, vec![self.size as u32]),

@@ -54,7 +54,7 @@ outputs = [
     let mut agent = place.agent(&args);
     // A checkpoint is written once in 50 ms, a rotation done every 4 MiB: these pass rarely.
     let share = if ["checkpoint-write", "logr-rotate"].contains(&point) {
-        50
+        20
     } else {
         5
     };
@@ -175,6 +175,33 @@ outputs = [{ plugin = "null" }]
         "three falls over a batch, and it stands aside"
     );
     drop(agent);
+}
+
+#[test]
+fn a_disk_that_errs_is_waited_for_and_nothing_is_torn() {
+    let place = Place::default();
+    place.write("in/a.log", lines("a", 0..LINES, 100));
+    let settings = place.configure(
+        r#"{ plugin = "logr", path = "{0}/out/a.log", retry = { first = "10ms", most = "50ms" } }"#,
+        "",
+    );
+    let agent = place.start_with(&settings, Stdio::null(), "logr-write=9*return(EIO)->20%return(EIO)");
+    until("health says so", || {
+        let (_, health) = place.get("/health");
+        health.contains("i/o error") || place.metric("output_retries_total", "") >= 9
+    });
+    until("all has arrived", || {
+        place.metric("events_delivered_total", "") == LINES as i64
+    });
+    place.conserved();
+    assert!(place.metric("output_retries_total", "") >= 9);
+    assert_eq!(agent.stop(), Some(0));
+    let verdict = judge(&place.read("out/a.log"), &[("a", LINES)]);
+    let expected = Verdict {
+        lines: LINES,
+        ..Verdict::default()
+    };
+    assert_eq!(verdict, expected);
 }
 
 /// A batch that falls in the middle of its filters is filtered again: what they remember counts it once.

@@ -15,9 +15,11 @@ import platform
 import random
 import shutil
 import signal
+import socket
 import statistics
 import subprocess
 import sys
+import threading
 import time
 
 import filters
@@ -65,6 +67,31 @@ def quartiles(values):
     return f"{middle:.2f} ({low:.2f}–{high:.2f})"
 
 
+class Receiver:
+    """The peer of whoever sends over TCP: reads, counts, and throws away."""
+
+    def __init__(self):
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
+        self.counted = threading.Semaphore(0)
+        self.bytes = 0
+        threading.Thread(target=self.receive, daemon=True).start()
+
+    def receive(self):
+        into = bytearray(1 << 20)
+        while True:
+            peer, _ = self.listener.accept()
+            self.bytes = 0
+            while got := peer.recv_into(into):
+                self.bytes += got
+            peer.close()
+            self.counted.release()
+
+    def wait(self, expected):
+        if not self.counted.acquire(timeout=60) or self.bytes != expected:
+            sys.exit(f"the receiver got {self.bytes} bytes of {expected}")
+
+
 class Bench:
     def __init__(self, args):
         self.args, self.rows = args, []
@@ -82,10 +109,18 @@ class Bench:
                 path = f"{self.dir}/{name}"
                 shutil.rmtree(path) if os.path.isdir(path) else os.unlink(path)
 
-    def pair(self, name, ours, theirs, goal):
+    def pair(self, name, ours, theirs, goal, arrived=lambda: None):
         print(f"\n{name}\n  ours:   {ours}\n  beside: {theirs}", flush=True)
-        run(ours, self.clean), run(theirs, self.clean)  # not counted: warms up
-        times = [(run(theirs, self.clean), run(ours, self.clean)) for _ in range(self.args.runs)]
+
+        def timed(command):
+            self.clean()
+            began = time.perf_counter()
+            run(command)
+            arrived()
+            return time.perf_counter() - began
+
+        timed(ours), timed(theirs)  # not counted: warms up
+        times = [(timed(theirs), timed(ours)) for _ in range(self.args.runs)]
         ratio = quartiles([beside / own for beside, own in times])
         rate = statistics.median(self.bytes / own / 1e9 for _, own in times)
         self.row(name, ratio, f"{rate:.2f} GB/s", goal)
@@ -108,11 +143,26 @@ class Bench:
         self.pair("cat | agent > /dev/null, beside cat | cat",
                   f"cat {self.log} | {self.agent} -http-address=off > /dev/null",
                   f"cat {self.log} | cat > /dev/null", "≥ 0.6")
+        self.tcp()
         if self.args.rsyslog and os.path.exists(f"{self.args.rsyslog}/usr/sbin/rsyslogd"):
             self.args.rsyslog = os.path.abspath(self.args.rsyslog)
             self.rsyslog(out)
         else:
             print("\nbeside rsyslog: left out, `make setup` brings it", flush=True)
+
+    def tcp(self):
+        socat, libs = shutil.which("socat"), ""
+        if self.args.rsyslog and os.path.exists(f"{self.args.rsyslog}/usr/bin/socat"):
+            root = os.path.abspath(self.args.rsyslog)
+            socat, libs = f"{root}/usr/bin/socat", f"LD_LIBRARY_PATH={root}/usr/lib/x86_64-linux-gnu "
+        if not socat:
+            print("\nfile → tcp: left out, `make setup` brings socat", flush=True)
+            return
+        receiver = Receiver()
+        address = f"127.0.0.1:{receiver.port}"
+        # Beside socat with buffers of our size; its own are 8 KiB and slower.
+        self.pair("file → tcp, beside cat and socat", self.once("tcp", {"addresses": [address]}),
+                  f"cat {self.log} | {libs}{socat} -u -b 262144 - TCP:{address}", "≥ 0.7", lambda: receiver.wait(self.bytes))
 
     def rsyslog(self, out):
         """rsyslogd has no end of input: it is ended by its own process id when the whole file has arrived."""

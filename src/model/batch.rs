@@ -313,6 +313,8 @@ pub struct Origin {
     pub host: Arc<Host>,
     /// The file it was read from; none for a stream.
     pub path: Option<PathBuf>,
+    /// What else is known about the source: name and value, as `pod`, `namespace`, `container`. Few, and in a fixed order.
+    pub tags: Vec<(&'static str, String)>,
 }
 
 /// A row of the checkpoint journal.

@@ -6,6 +6,7 @@ pub mod inputs;
 pub mod json;
 pub mod outputs;
 pub mod table;
+pub mod tls;
 
 pub use table::{BadValue, Table};
 

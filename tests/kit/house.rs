@@ -116,6 +116,7 @@ impl Numbers {
             origin: Arc::new(Origin {
                 host: host(),
                 path: None,
+                tags: Vec::new(),
             }),
         }
     }

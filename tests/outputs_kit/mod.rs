@@ -75,6 +75,7 @@ pub fn batch_of(seq: u64, events: Events) -> Batch {
         Arc::new(Origin {
             host: host(),
             path: Some("/var/log/app.log".into()),
+            tags: Vec::new(),
         })
     };
     Batch {
@@ -95,6 +96,7 @@ pub fn from(path: impl Into<PathBuf>, batch: Batch) -> Batch {
     let origin = Arc::new(Origin {
         host: host(),
         path: Some(path.into()),
+        tags: Vec::new(),
     });
     Batch { origin, ..batch }
 }

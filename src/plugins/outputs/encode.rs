@@ -12,7 +12,9 @@ use crate::{
 pub const OPTION: Opt = Opt {
     name: "encode",
     default: "\"raw\"",
-    about: "`raw`: the event as it came; `json`: one line {ts, host, group, path, offset, message}, ts being when it was read; an event that is a JSON object stands as it is under `fields`, and then there is no message",
+    about: "`raw`: the event as it came; `json`: one line {ts, host, group, path, offset, message}, ts being when it was read; \
+            namespace, pod, container and container_id stand behind path where the input knows them (framing cri, docker); an \
+            event that is a JSON object stands as it is under `fields`, and then there is no message",
 };
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -88,8 +90,9 @@ impl Encode {
     }
 }
 
-/// One line an event: `{"ts":…,"host":…,"group":…,"path":…|null,"offset":…,"message":…}`, the message being text. An event that is a
-/// JSON object stands under `fields` instead: so neither ever changes its type, and no field of it can hide one of ours. What is
+/// One line an event: `{"ts":…,"host":…,"group":…,"path":…|null,"offset":…,"message":…}`, with the origin's tags behind the path, the
+/// message being text. An event that is a JSON object stands under `fields` instead: so neither ever changes its type, and no field
+/// of it can hide one of ours. What is
 /// not UTF-8 becomes U+FFFD.
 pub fn json(batch: &Batch, out: &mut Vec<u8>) {
     let start = out.len();
@@ -128,6 +131,10 @@ fn head(batch: &Batch, out: &mut Vec<u8>) {
     match &batch.origin.path {
         Some(path) => string(&path.to_string_lossy(), out),
         None => out.extend_from_slice(b"null"),
+    }
+    for (name, value) in &batch.origin.tags {
+        let _ = write!(out, ",\"{name}\":");
+        string(value, out);
     }
     out.extend_from_slice(b",\"offset\":");
 }
@@ -202,6 +209,18 @@ mod tests {
         };
         assert_eq!(lines, [expect(1000, "plain"), expect(1007, "tab\tquote\" \u{1}é")]);
         assert!(out.starts_with(br#"{"ts":"2026-11-23T10:15:00.250Z","host":"h1","group":"net01","path":"#));
+    }
+    #[test]
+    fn json_has_the_tags_of_the_origin() {
+        let mut some = batch_from(0, "/x", &["a", "b"]);
+        let mut origin = (*some.origin).clone();
+        origin.tags = vec![("namespace", "shop".into()), ("pod", "web-\"0\"".into())];
+        some.origin = origin.into();
+        let mut out = Vec::new();
+        json(&some, &mut out);
+        let text = String::from_utf8(out).unwrap();
+        let tagged = r#""path":"/x","namespace":"shop","pod":"web-\"0\"","offset":"#;
+        assert_eq!(text.matches(tagged).count(), 2, "{text}");
     }
     #[test]
     fn json_of_a_stream_and_of_what_is_not_utf8() {
