@@ -44,6 +44,8 @@ pub enum Command {
         #[command(flatten)]
         options: Box<Options>,
     },
+    /// The daemon reads its settings again and changes what is other, without losing an event
+    Reload(Ask),
     /// Is it running, and how does it do; exit code 3 if not running
     Status(Ask),
     /// Print the version
@@ -185,8 +187,7 @@ struct Line {
 }
 
 /// Commands and options of later versions.
-const NOT_BUILT: [&str; 9] = [
-    "reload",
+const NOT_BUILT: [&str; 8] = [
     "try",
     "jobs",
     "nodes",

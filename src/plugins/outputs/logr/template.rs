@@ -88,6 +88,20 @@ impl Paths {
             last: None,
         })
     }
+    /// The path, if it is the same for all batches.
+    pub fn fixed(&self) -> Option<&Path> {
+        match &self.parts[..] {
+            [Part::Text(path)] => Some(Path::new(path)),
+            _ => None,
+        }
+    }
+    /// The directory that all are in, before the first placeholder.
+    pub fn root(&self) -> &Path {
+        let Some(Part::Text(text)) = self.parts.first() else {
+            return Path::new("/");
+        };
+        Path::new(&text[..=text.rfind('/').unwrap_or(0)])
+    }
     pub fn of(&mut self, batch: &Batch) -> Arc<Path> {
         // Without placeholders all batches have one path; without {date} all days are one.
         let has = |field: fn(&Field) -> bool| self.parts.iter().any(|p| matches!(p, Part::Field(f) if field(f)));
