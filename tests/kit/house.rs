@@ -510,6 +510,14 @@ impl House {
         let slot = Arc::new(Mutex::new(Some(heir)));
         said(&self.sinks[at], || HandOver(slot.clone())).await;
     }
+    /// Other rules for an output that goes on.
+    pub async fn set_policy(&mut self, at: usize, when_full: WhenFull) {
+        self.when_full[at] = when_full;
+        self.edges[at].waits = when_full == WhenFull::Block;
+        self.replace(at, None, when_full).await;
+        self.relink().await;
+        self.rewire().await;
+    }
     pub async fn rewire(&self) {
         said(&self.filter, || Rewire(self.edges.clone())).await;
     }
@@ -627,7 +635,9 @@ where
             }
         }
     };
-    tokio::time::timeout(limit, asked).await.expect("an answer within a minute")
+    tokio::time::timeout(limit, asked)
+        .await
+        .expect("an answer within a minute")
 }
 pub async fn until(what: &str, is: impl AsyncFn() -> bool) {
     let began = Instant::now();
