@@ -20,6 +20,7 @@ pub struct Metrics {
     pub events_in: IntCounterVec,
     pub bytes_in: IntCounterVec,
     pub filtered: IntCounterVec,
+    pub filter_passed: IntCounterVec,
     pub delivered: IntCounterVec,
     pub delivered_bytes: IntCounterVec,
     pub dropped: IntCounterVec,
@@ -64,6 +65,11 @@ impl Metrics {
             filtered: counters(
                 "events_filtered_total",
                 "Events that a filter took away",
+                &["pipeline", "filter", "reason"],
+            ),
+            filter_passed: counters(
+                "filter_passed_total",
+                "Events that a filter could not work on and let pass",
                 &["pipeline", "filter", "reason"],
             ),
             delivered: counters(
@@ -143,6 +149,7 @@ impl Metrics {
             &self.events_in,
             &self.bytes_in,
             &self.filtered,
+            &self.filter_passed,
             &self.input,
             &self.resent,
             &self.checkpoint_errors,

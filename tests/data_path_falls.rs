@@ -30,6 +30,7 @@ async fn falls_at(points: &[&str], share: u32) {
     let calls = filter.calls.clone();
     let house = House::build(Plan {
         input: Box::new(Numbers::new(n, 10, &Dice::never())),
+        around: [None, None],
         filter,
         outputs: vec![
             (sure(&a), Block, Block),
@@ -140,6 +141,7 @@ async fn they_fall_around_a_reload() {
         let sure = |target: &Target| Memory::new(target, &Dice::never(), &Dice::never());
         let mut house = House::build(Plan {
             input: Box::new(Numbers::new(n, 10, &Dice::never())),
+            around: [None, None],
             filter: Through::default(),
             outputs: vec![(sure(&a), Block, Block), (sure(&b), Block, Block)],
             read_size: 64,

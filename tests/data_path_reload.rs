@@ -16,6 +16,7 @@ fn sure(target: &Target) -> Memory {
 fn plan(n: u64, dice: &Dice, outputs: Vec<Memory>) -> Plan {
     Plan {
         input: Box::new(Numbers::new(n, 10, dice)),
+        around: [None, None],
         filter: Through {
             dice: dice.clone(),
             ..Through::default()

@@ -15,7 +15,7 @@ pub use files::{
 pub use process::{
     Process, close_inherited, own_uid, prepare_signals, raise_open_files, redirect_stderr, release_code, set_nice,
 };
-pub use sockets::{LocalAddress, bind_private};
+pub use sockets::{LocalAddress, bind_private, keep_alive, unacknowledged};
 
 /// Time since boot, suspend included.
 pub fn since_boot() -> Duration {

@@ -92,6 +92,8 @@ pub struct Rig {
     unsettled: Vec<(Mark, usize)>,
     pub last_size: usize,
     pub last_lines: usize,
+    /// What the path of the last chunk's file says.
+    pub tags: Vec<(&'static str, String)>,
     /// Time that this thread has worked within the input.
     pub cpu: Duration,
 }
@@ -124,6 +126,7 @@ impl Rig {
             unsettled: Vec::new(),
             last_size: 0,
             last_lines: 0,
+            tags: Vec::new(),
             cpu: Duration::ZERO,
         }
     }
@@ -141,13 +144,13 @@ impl Rig {
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
-    pub fn append(&self, name: &str, text: &str) {
+    pub fn append(&self, name: &str, text: impl AsRef<[u8]>) {
         let mut file = fs::File::options()
             .append(true)
             .create(true)
             .open(self.path(name))
             .unwrap();
-        std::io::Write::write_all(&mut file, text.as_bytes()).unwrap();
+        std::io::Write::write_all(&mut file, text.as_ref()).unwrap();
     }
 
     /// `name.1` becomes `name.2`, and so on up to `count`.
@@ -210,6 +213,7 @@ impl Rig {
             assert_eq!(chunk.mark.is_some(), self.keeps_journal);
             self.last_size += chunk.events.size();
             self.last_lines += chunk.events.len();
+            self.tags.clone_from(&chunk.origin.tags);
             self.got.extend(
                 chunk
                     .events

@@ -175,6 +175,8 @@ pub struct Pipeline {
     meter: PipelineMeter,
     collector: Stage<Collector>,
     filter: Stage<FilterStage>,
+    /// Labels: their counters go by them.
+    filters: Vec<String>,
     sinks: Vec<WiredSink>,
     /// All was read, and is settled.
     ended: Arc<AtomicBool>,

@@ -5,7 +5,10 @@ use std::sync::Arc;
 use super::{Ground, Pipeline};
 use crate::{
     actors::{
-        collect::{filter_stage::NextFilter, meter::InputTally},
+        collect::{
+            filter_stage::NextFilter,
+            meter::{FilterTally, InputTally},
+        },
         kit::Weight,
     },
     checkpoint::{Journal, SharedJournal},
@@ -42,11 +45,15 @@ pub struct Fresh {
 pub struct Changes {
     pub settings: settings::Pipeline,
     pub input: Option<Box<dyn Input>>,
-    pub filters: Option<Vec<NextFilter>>,
+    pub filters: Option<NextFilters>,
     /// In the order of the settings.
     pub outputs: Vec<NextOutput>,
     /// Places among the old ones.
     pub gone: Vec<usize>,
+}
+pub struct NextFilters {
+    pub next: Vec<NextFilter>,
+    pub labels: Vec<String>,
 }
 pub enum NextOutput {
     /// The one at that place among the old ones goes on: by a new plugin if there is one.
@@ -136,7 +143,11 @@ impl Planner<'_> {
             let made = self.output(&settings.name, &label, output)?;
             outputs.push((label, made));
         }
-        let filters = settings.filters.iter().map(|filter| self.filter(filter));
+        let labels = filters::labels(settings.filters.iter().map(|filter| &filter.name));
+        let filters = labels.zip(&settings.filters).map(|(label, filter)| {
+            let made = self.filter(&settings.name, &label, filter)?;
+            Ok::<_, String>((label, made))
+        });
         let filters = filters.collect::<Result<_, _>>()?;
         let board = SharedFileBoard::default();
         let journal = match self.new.agent.private_data_dir {
@@ -188,24 +199,41 @@ impl Planner<'_> {
             },
             filters: match before.filters == settings.filters {
                 true => None,
-                false => Some(self.next_filters(before, settings)?),
+                false => Some(self.next_filters(old, settings)?),
             },
             settings: settings.clone(),
             outputs,
             gone,
         })
     }
-    /// A filter that is the same stays, with all that it remembers.
-    fn next_filters(&self, old: &settings::Pipeline, new: &settings::Pipeline) -> Result<Vec<NextFilter>, String> {
-        let mut left = old.filters.iter().enumerate().collect::<Vec<_>>();
-        let next = new.filters.iter().map(|filter| {
-            if let Some(place) = left.iter().position(|(_, old)| *old == filter) {
-                return Ok(NextFilter::Kept(left.remove(place).0));
-            }
-            let (name, made) = self.filter(filter)?;
-            Ok(NextFilter::New(name, made))
+    /// A filter that is the same stays, with its label and all that it remembers.
+    fn next_filters(&self, old: &Pipeline, new: &settings::Pipeline) -> Result<NextFilters, String> {
+        let mut left = old.settings.filters.iter().enumerate().collect::<Vec<_>>();
+        let kept = new.filters.iter().map(|filter| {
+            let place = left.iter().position(|(_, old)| *old == filter)?;
+            Some(left.remove(place).0)
         });
-        next.collect()
+        let kept = kept.collect::<Vec<_>>();
+        let mut taken = kept
+            .iter()
+            .flatten()
+            .map(|at| old.filters[*at].clone())
+            .collect::<Vec<_>>();
+        let (mut next, mut labels) = (vec![], vec![]);
+        for (filter, kept) in new.filters.iter().zip(kept) {
+            let (one, label) = match kept {
+                Some(at) => (NextFilter::Kept(at), old.filters[at].clone()),
+                None => {
+                    let label = free_label(&filter.name.name, taken.iter().map(String::as_str));
+                    taken.push(label.clone());
+                    let made = self.filter(&old.name, &label, filter)?;
+                    (NextFilter::New(label.clone(), made), label)
+                }
+            };
+            next.push(one);
+            labels.push(label);
+        }
+        Ok(NextFilters { next, labels })
     }
 
     fn output(&self, pipeline: &str, label: &str, output: &settings::Output) -> Result<Box<dyn Output>, String> {
@@ -224,10 +252,16 @@ impl Planner<'_> {
         }
         Ok(made)
     }
-    fn filter(&self, filter: &settings::Plugin) -> Result<(String, Box<dyn Filter>), String> {
+    fn filter(&self, pipeline: &str, label: &str, filter: &settings::Plugin) -> Result<Box<dyn Filter>, String> {
         let plugin = plugins::find(filters::CATALOG, "filter", &filter.name)?;
-        let made = (plugin.build)(&filter.table).map_err(|error| format!("filter `{}`: {error}", filter.name))?;
-        Ok((filter.name.name.clone(), made))
+        let context = filters::FilterContext {
+            pipeline: pipeline.into(),
+            label: label.into(),
+            log: self.log(pipeline).new(slog::o!("filter" => label.to_owned())),
+            clock: self.ground.clock.clone(),
+            tally: Arc::new(FilterTally::new(&self.ground.metrics, pipeline, label)),
+        };
+        (plugin.build)(&filter.table, context).map_err(|error| format!("filter `{label}`: {error}"))
     }
     fn input(
         &self,

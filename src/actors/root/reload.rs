@@ -289,6 +289,10 @@ impl House {
             meter: old.meter.clone(),
             collector: old.collector.clone(),
             filter,
+            filters: match &filters {
+                Some(filters) => filters.labels.clone(),
+                None => old.filters.clone(),
+            },
             sinks,
             ended: old.ended.clone(),
             end: match input.is_some() && old.end.is_over() {
@@ -322,7 +326,7 @@ impl House {
         if let Some(filters) = filters {
             tasks.push((
                 old.filter.pulse.name.clone(),
-                hand_over::<_, Vec<NextFilter>>(&old.filter.addr, filters),
+                hand_over::<_, Vec<NextFilter>>(&old.filter.addr, filters.next),
             ));
         }
         if let Some(input) = input {

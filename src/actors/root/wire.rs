@@ -108,6 +108,7 @@ impl Wiring<'_> {
             sinks.push(self.sink(number as u32, label, output, said, None).await?);
         }
         let pulse = self.pulse("filter", None);
+        let labels = filters.iter().map(|(label, _)| label.clone()).collect();
         let parts = FilterStageParts {
             filters,
             edges: sinks.iter().map(WiredSink::edge).collect(),
@@ -163,6 +164,7 @@ impl Wiring<'_> {
             meter,
             collector,
             filter,
+            filters: labels,
             sinks,
         })
     }

@@ -103,7 +103,7 @@ impl Files {
         let candidates = self.open.iter().filter_map(|key| Some((key, self.tails.get(key)?)));
         let oldest = candidates
             .filter(|(_, tail)| tail.gone.is_none())
-            .min_by_key(|(_, tail)| (tail.queued, tail.active))
+            .min_by_key(|(_, tail)| (tail.queued, tail.record.waits, tail.active))
             .map(|(key, _)| *key);
         oldest.map(|key| self.close(key)).is_some()
     }
@@ -111,6 +111,9 @@ impl Files {
         self.open.remove(&key);
         if let Some(tail) = self.tails.get_mut(&key) {
             tail.close();
+            if tail.record.waits && tail.gone.is_none() {
+                self.waiting.insert(key);
+            }
         }
         self.show(key);
     }
@@ -154,6 +157,12 @@ impl Files {
     /// Looks at the open files, and at those whose time has come.
     pub(super) fn poll(&mut self, now: Duration) {
         let (mut changed, mut idle) = (Vec::new(), Vec::new());
+        let timeout = self.options.framing.record_timeout(self.options.flush_partial);
+        let is_due = |tail: &Tail| {
+            let quiet = now.saturating_sub(tail.active);
+            let deleted = tail.gone.is_some_and(|gone| gone.deleted); // goes as a whole, half a line too
+            tail.record.waits && !deleted && timeout.is_some_and(|timeout| quiet >= timeout)
+        };
         for key in &self.open {
             let Some(tail) = self.tails.get_mut(key).filter(|tail| !tail.queued) else {
                 continue;
@@ -170,11 +179,25 @@ impl Files {
             } else if tail.partial && self.options.flush_partial.is_some_and(|after| quiet >= after) {
                 tail.flush = true;
                 changed.push(*key);
-            } else if tail.gone.is_none() && quiet >= self.options.close_idle {
+            } else if is_due(tail) {
+                tail.record.flush = true;
+                changed.push(*key);
+            } else if tail.gone.is_none() && !tail.record.waits && quiet >= self.options.close_idle {
                 idle.push(*key);
             }
         }
         idle.into_iter().for_each(|key| self.close(key));
+        self.waiting.retain(|key| {
+            let Some(tail) = self.tails.get_mut(key) else {
+                return false;
+            };
+            if is_due(tail) {
+                tail.record.flush = true;
+                changed.push(*key); // it is opened again
+                return false;
+            }
+            tail.record.waits && tail.file.is_none()
+        });
         let due = |key: &&Key| {
             let trouble = self.tails.get(key).and_then(|tail| tail.trouble.as_ref());
             trouble.is_none_or(|trouble| now >= trouble.until)
@@ -241,6 +264,7 @@ impl Files {
             &mut self.open,
             &mut self.leaving,
             &mut self.troubled,
+            &mut self.waiting,
             &mut self.settling,
         ] {
             keys.remove(&key);

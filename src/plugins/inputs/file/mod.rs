@@ -10,6 +10,7 @@ mod identity;
 mod keep;
 mod recall;
 mod reconcile;
+mod records;
 mod tail;
 
 use std::{
@@ -27,7 +28,7 @@ use crate::{
     },
     plugins::{
         BadValue, Opt,
-        framing::{self, OnLongLine, Pool, Rules, SMALL},
+        framing::{self, Framing, OnLongLine, Pool, SMALL},
     },
 };
 use discovery::Globs;
@@ -61,6 +62,10 @@ pub const PLUGIN_V1: Plugin<Build> = Plugin {
             "beginning or end: where a file is begun that is there at the very first start. What appears later is \
              always read from its beginning.",
         ),
+        framing::FRAMING,
+        framing::MULTILINE,
+        framing::ENCODING,
+        framing::KEEP_FIELDS,
         framing::MAX_LINE,
         framing::ON_LONG_LINE,
         opt(
@@ -95,8 +100,8 @@ pub const PLUGIN_V1: Plugin<Build> = Plugin {
         opt(
             "flush_partial",
             "none",
-            "After so long an unfinished line at the end of a file is delivered as it is. What is written to it later \
-             becomes a line of its own. By default such a line waits for its end.",
+            "After so long an unfinished line at the end of a file is delivered as it is, with the record it belongs to. What is \
+             written to it later becomes a line of its own. By default such a line waits for its end.",
         ),
     ],
     sample: r#"{ plugin = "file:v1", paths = ["/var/log/*.log"] }"#,
@@ -116,6 +121,11 @@ struct Written {
     exclude: Vec<String>,
     #[serde(default)]
     start: Start,
+    framing: Option<serde_json::Value>,
+    multiline: Option<serde_json::Value>,
+    encoding: Option<String>,
+    #[serde(default)]
+    keep_fields: bool,
     #[serde(default = "framing::default_max_line")]
     max_line: Size,
     #[serde(default)]
@@ -135,13 +145,13 @@ enum Start {
     End,
 }
 /// Words that are promised for a later version.
-const NOT_BUILT: [&str; 4] = ["framing", "encoding", "ignore_older", "read_compressed"];
+const NOT_BUILT: [&str; 2] = ["ignore_older", "read_compressed"];
 
 /// The options, checked.
 struct Options {
     globs: Globs,
     start: Start,
-    rules: Rules,
+    framing: Framing,
     max_open: usize,
     close_idle: Duration,
     hold_deleted: Duration,
@@ -169,10 +179,16 @@ impl Options {
             Some(Duration::ZERO) => Err(BadValue::new(key, "found 0s, accepted: a duration above zero")),
             found => Ok(found.unwrap_or(Duration::from_millis(default))),
         };
+        let framing = framing::Written {
+            framing: written.framing.as_ref(),
+            multiline: written.multiline.as_ref(),
+            encoding: written.encoding.as_deref(),
+            keep_fields: written.keep_fields,
+        };
         Ok(Self {
             globs: Globs::new(&written.paths, &written.exclude)?,
             start: written.start,
-            rules: Rules::new(written.max_line, written.on_long_line)?,
+            framing: Framing::read(written.max_line, written.on_long_line, &framing)?,
             max_open: written.max_open_files.unwrap_or(512),
             close_idle: span("close_idle", written.close_idle, 300_000)?,
             hold_deleted: span("hold_deleted", written.hold_deleted, 300_000)?,
@@ -226,6 +242,8 @@ struct Files {
     /// Files that no name leads to any more.
     leaving: HashSet<Key>,
     troubled: HashSet<Key>,
+    /// Closed, with a record that waits for its end.
+    waiting: HashSet<Key>,
     orphans: Vec<Orphan>,
     held: HashMap<Inode, Held>,
     /// Read further than acknowledged.
@@ -266,6 +284,7 @@ impl Files {
             open: HashSet::new(),
             leaving: HashSet::new(),
             troubled: HashSet::new(),
+            waiting: HashSet::new(),
             orphans: Vec::new(),
             held: HashMap::new(),
             settling: HashSet::new(),
@@ -333,7 +352,7 @@ impl Files {
             return false;
         };
         tail.after = None;
-        let step = tail.step(&self.options.rules, &mut self.pool, room);
+        let step = tail.step(&self.options.framing, &mut self.pool, room);
         if step.is_ok() {
             self.is_well_again(key);
         }
@@ -379,13 +398,13 @@ impl Files {
             return false;
         };
         let flushed = std::mem::take(&mut tail.flush);
-        if tail.gone.is_some() {
-            if flushed {
-                self.finish(key);
-            } else if self.context.once {
-                tail.flush = true;
-                return true;
-            }
+        if tail.gone.is_some() && flushed {
+            self.finish(key);
+        } else if self.context.once {
+            // No more will come in this run: of a file that is gone the unfinished line is taken, too.
+            tail.flush = tail.gone.is_some();
+            tail.record.flush = tail.record.waits;
+            return tail.flush || tail.record.flush;
         }
         false
     }

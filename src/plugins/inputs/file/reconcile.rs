@@ -16,7 +16,8 @@ use super::{
     identity::{ENOUGH_WITHOUT_INODE, Head, Inode, Stamp, fits},
     keep::open_regular,
     recall::Listings,
-    tail::{Gone, Tail, last_line_start},
+    records::last_line_end,
+    tail::{Gone, Tail},
 };
 use crate::{
     model::{FileState, FileStatus, Progress, SourceId},
@@ -135,7 +136,15 @@ impl Files {
     ) -> Key {
         self.last_key += 1;
         let key = Key(self.last_key);
-        let mut tail = Tail::new(id, path, inode, listed, known, self.context.host.clone());
+        let mut tail = Tail::new(
+            id,
+            path,
+            inode,
+            listed,
+            known,
+            self.context.host.clone(),
+            &self.options.framing,
+        );
         tail.stamped = self.context.clock.wall().as_second();
         self.by_inode.insert(inode, key);
         self.tails.insert(key, tail);
@@ -284,7 +293,7 @@ impl Files {
             return;
         } else if (first || self.held.get(&group.inode).is_some_and(|held| held.first)) && self.begins_at_end(group) {
             let opened = open_regular(path).and_then(|file| {
-                let at = last_line_start(&file, self.options.rules.max_line)?;
+                let at = last_line_end(&file, &self.options.framing)?;
                 Ok((Head::of(&file, at.offset)?, at))
             });
             known = opened.unwrap_or_default(); // cannot be opened now: whatever is in it then is new to us

@@ -7,11 +7,12 @@ use memchr::{memchr, memrchr};
 use super::{
     Key,
     identity::{self, Head, Inode, Stamp, Window},
+    records::OpenRecord,
 };
 use crate::{
     model::{Events, Host, Origin, Progress, SourceId},
     os,
-    plugins::framing::{CHUNK, Counts, OnLongLine, Pool, Rules, leading_nuls},
+    plugins::framing::{CHUNK, Counts, Framing, OnLongLine, Pool, Rules, UTF8_MARK, leading_nuls},
 };
 
 pub struct Tail {
@@ -36,11 +37,13 @@ pub struct Tail {
     pub read_to_end: Option<Stamp>,
     /// It was compared with what it is known by since the last pause.
     pub checked: bool,
-    /// An unfinished line stands at its end.
+    /// An unfinished line or record stands at its end.
     pub partial: bool,
     /// Deliver that line as it is.
     pub flush: bool,
-    ahead: Option<Ahead>,
+    /// With other framings than plain lines.
+    pub record: OpenRecord,
+    pub(super) ahead: Option<Ahead>,
     /// It is in the queue of files to read.
     pub queued: bool,
     /// Steady time at which something of it was last read, or seen to change.
@@ -73,7 +76,7 @@ pub struct Trouble {
 
 /// How far the file was searched for the end of something that is longer than a chunk.
 #[derive(Clone, Copy)]
-enum Ahead {
+pub(super) enum Ahead {
     /// NULs at the start of a line: a sparse hole, maybe a huge one.
     Nuls(u64),
     /// A line that is too long and will be cut or skipped. The place stays at its start until its end is found, so that no restart takes
@@ -100,11 +103,13 @@ impl Tail {
         listed: Stamp,
         known: (Head, Progress),
         host: Arc<Host>,
+        framing: &Framing,
     ) -> Self {
         let (head, at) = known;
         let origin = Arc::new(Origin {
             host,
             path: Some(path.clone()),
+            tags: framing.tags(&path),
         });
         Self {
             id,
@@ -122,6 +127,7 @@ impl Tail {
             checked: false,
             partial: false,
             flush: false,
+            record: OpenRecord::default(),
             ahead: None,
             queued: false,
             active: Duration::ZERO,
@@ -135,18 +141,28 @@ impl Tail {
     pub fn begin_anew(&mut self, id: SourceId) {
         (self.id, self.head, self.at) = (id, Head::default(), Progress::default());
         (self.size, self.ahead, self.read_to_end, self.partial) = (0, None, None, false);
+        self.record = OpenRecord::default();
     }
     pub fn close(&mut self) {
         (self.file, self.checked) = (None, false);
+        self.record.forget_lines();
     }
     /// Bytes that are known to be there and were not read.
     pub fn unread(&self) -> u64 {
         self.size.saturating_sub(self.at.offset)
     }
 
+    /// Reads the next events, of about `room` bytes or one that is larger. The place moves only when the caller has handed them over: it
+    /// sets `at`. The file must be open.
+    pub fn step(&mut self, framing: &Framing, pool: &mut Pool, room: usize) -> io::Result<Step> {
+        match &framing.plan {
+            None => self.step_lines(&framing.rules, pool, room),
+            Some(plan) => self.step_records(plan, pool, room),
+        }
+    }
     /// Reads the next lines, of `room` bytes or one that is larger. The place moves only when the caller has handed them over: it sets
     /// `at`. The file must be open.
-    pub fn step(&mut self, rules: &Rules, pool: &mut Pool, room: usize) -> io::Result<Step> {
+    fn step_lines(&mut self, rules: &Rules, pool: &mut Pool, room: usize) -> io::Result<Step> {
         let Some(file) = &self.file else { return Ok(Step::End) };
         let stamp = Stamp::of(&file.metadata()?);
         if stamp.size < self.at.offset || !(self.checked || self.head.fits(file)?) {
@@ -163,6 +179,13 @@ impl Tail {
             _ => self.ahead = None,
         }
 
+        if self.at.offset == 0 {
+            let mut start = [0; UTF8_MARK.len()];
+            if identity::read_full(file, &mut start, 0)? == start.len() && start == UTF8_MARK {
+                self.at = window.after(0, UTF8_MARK);
+                return Ok(Step::Busy(Counts::default()));
+            }
+        }
         let (offset, left) = (self.at.offset, stamp.size - self.at.offset);
         // Sizes fit: what is larger than a chunk is cut to one first.
         let mut want = left.min(room.clamp(1, CHUNK) as u64) as usize;
@@ -219,7 +242,7 @@ impl Tail {
         Ok(self.end(&stamp, !text.is_empty()))
     }
 
-    fn end(&mut self, stamp: &Stamp, partial: bool) -> Step {
+    pub(super) fn end(&mut self, stamp: &Stamp, partial: bool) -> Step {
         (self.read_to_end, self.checked, self.partial) = (Some(*stamp), false, partial);
         Step::End
     }
@@ -287,7 +310,7 @@ pub fn last_line_start(file: &File, max_line: usize) -> io::Result<Progress> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::io::Write;
 
     use proptest::prelude::*;
@@ -304,7 +327,7 @@ mod tests {
             instance: String::new(),
         })
     }
-    fn tail(file: File, at: Progress) -> Tail {
+    pub fn tail(file: File, at: Progress, framing: &Framing) -> Tail {
         let inode = Inode::of(&file.metadata().unwrap());
         let mut tail = Tail::new(
             SourceId(1),
@@ -313,6 +336,7 @@ mod tests {
             Stamp::default(),
             (Head::default(), at),
             host(),
+            framing,
         );
         tail.file = Some(file);
         tail
@@ -328,16 +352,16 @@ mod tests {
             let mut writer = tempfile::NamedTempFile::new().unwrap();
             let path = writer.path().to_owned();
             let open = || File::open(&path).unwrap();
-            let (mut reader, mut pool, mut events, mut rest) = (tail(open(), Progress::default()), Pool::default(), vec![], text.as_bytes());
+            let (mut reader, mut pool, mut events, mut rest) = (tail(open(), Progress::default(), &rules.into()), Pool::default(), vec![], text.as_bytes());
             for (write, room, restart) in cuts.into_iter().chain([(usize::MAX, 10, false)]) {
                 let (piece, more) = rest.split_at(write.min(rest.len()));
                 writer.write_all(piece).unwrap();
                 rest = more;
                 if restart {
-                    reader = tail(open(), reader.at);
+                    reader = tail(open(), reader.at, &rules.into());
                 }
                 loop {
-                    match reader.step(&rules, &mut pool, room).unwrap() {
+                    match reader.step(&rules.into(), &mut pool, room).unwrap() {
                         Step::Read(read, _, at) => {
                             prop_assert!(read.size() <= room || read.len() == 1 || rules.on_long_line == OnLongLine::Split);
                             prop_assert!(at.offset > reader.at.offset);
