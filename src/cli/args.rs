@@ -44,6 +44,8 @@ pub enum Command {
         #[command(flatten)]
         options: Box<Options>,
     },
+    /// The daemon reads its settings again and changes what is other, without losing an event
+    Reload(Ask),
     /// Is it running, and how does it do; exit code 3 if not running
     Status(Ask),
     /// Print the version
@@ -203,16 +205,7 @@ struct Line {
 }
 
 /// Commands and options of later versions.
-const NOT_BUILT: [&str; 8] = [
-    "reload",
-    "jobs",
-    "nodes",
-    "tap",
-    "top",
-    "deadletter",
-    "token",
-    "etcd-roles",
-];
+const NOT_BUILT: [&str; 7] = ["jobs", "nodes", "tap", "top", "deadletter", "token", "etcd-roles"];
 const NOT_BUILT_OPTIONS: [&str; 3] = ["etcd-endpoint", "influxdb-addr", "require-address"];
 
 /// `argv` begins with the program's name.

@@ -1,5 +1,5 @@
 //! `agent restart`: stops the agent, if there is one, and starts it with the settings as they are now.
-use super::{Done, Failed, args::Stopping, complain, load_for_background, stop};
+use super::{BACKGROUND, Done, Failed, args::Stopping, complain, load_for_background, reread, stop};
 use crate::{
     agent::{self, Mode},
     model::Span,
@@ -26,5 +26,5 @@ pub fn run(options: &Options, how: &Stopping, wait: Option<Span>) -> Done {
         }
         Some(stop::End::Word(_)) | None => {}
     }
-    Ok(agent::run(settings, Mode::Background))
+    Ok(agent::run(settings, Mode::Background, reread(options, BACKGROUND)))
 }

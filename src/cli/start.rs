@@ -1,5 +1,5 @@
 //! `agent` and `agent start`: the agent itself.
-use super::{Done, load, load_for_background};
+use super::{BACKGROUND, Done, load, load_for_background, reread};
 use crate::{
     agent::{self, Mode},
     settings::{Options, Purpose},
@@ -7,14 +7,17 @@ use crate::{
 
 /// Foreground, ends with its input.
 pub fn bare(options: &Options) -> Done {
-    Ok(agent::run(load(options, Purpose::Run)?, Mode::Bare))
+    let settings = load(options, Purpose::Run)?;
+    Ok(agent::run(settings, Mode::Bare, reread(options, Purpose::Run)))
 }
 
 /// The daemon. In the background this answers when it is ready or has failed.
 pub fn start(options: &Options, foreground: bool) -> Done {
     if foreground {
-        let settings = load(options, Purpose::Start { foreground })?;
-        return Ok(agent::run(settings, Mode::Foreground));
+        let purpose = Purpose::Start { foreground };
+        let settings = load(options, purpose)?;
+        return Ok(agent::run(settings, Mode::Foreground, reread(options, purpose)));
     }
-    Ok(agent::run(load_for_background(options)?, Mode::Background))
+    let settings = load_for_background(options)?;
+    Ok(agent::run(settings, Mode::Background, reread(options, BACKGROUND)))
 }

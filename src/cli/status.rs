@@ -97,6 +97,15 @@ fn page(agent: &Value, health: &Value, pipelines: &Value, now: Timestamp) -> Str
         text(agent, "log_level"),
         text(health, "state"),
     );
+    let reload = &agent["last_reload"];
+    if let Some(error) = reload["error"].as_str() {
+        // The health's reasons follow after it.
+        let at = text(reload, "at").parse::<Timestamp>();
+        let at = at.map_or("-".to_owned(), |at| at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string());
+        let error = error.replace('\n', "\n          ");
+        let line = format!("reload    failed at {at}: {error}\n");
+        out.insert_str(out.rfind("health").unwrap_or(out.len()), &line);
+    }
     for reason in show::list(health, "reasons") {
         out += &format!("          {}\n", reason.as_str().unwrap_or_default());
     }

@@ -373,6 +373,8 @@ pub struct Outcome {
     pub tries: AtomicU32,
     /// The filters' result: a batch that comes again is not filtered again.
     pub filtered: OnceLock<Events>,
+    /// Events that made the filters fall, and are in the dead letter.
+    pub buried: AtomicU64,
     /// One bit an output: who has counted it as done with (delivered, dropped, dead), so that each counts it once.
     accounted: AtomicU64,
 }

@@ -113,11 +113,18 @@ impl Place {
     }
     /// What the agent shows there: status and body.
     pub fn get(&self, page: &str) -> (u16, String) {
+        self.ask("GET", page)
+    }
+    /// What it answers to `agent reload --json`, without the process.
+    pub fn reload(&self) -> (u16, String) {
+        self.ask("POST", "/api/v1/reload")
+    }
+    fn ask(&self, method: &str, page: &str) -> (u16, String) {
         let mut socket = UnixStream::connect(self.path("data/agent.sock")).unwrap();
         socket.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
         write!(
             socket,
-            "GET {page} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+            "{method} {page} HTTP/1.1\r\nHost: localhost\r\nX-Agent: test\r\nConnection: close\r\n\r\n"
         )
         .unwrap();
         let mut answer = String::new();
@@ -183,6 +190,7 @@ fn is_client(args: &[&str]) -> bool {
         "why",
         "doctor",
         "log-level",
+        "reload",
     ];
     args.first().is_some_and(|first| clients.contains(first))
 }

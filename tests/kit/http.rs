@@ -338,6 +338,7 @@ answers! {
         http: Some("0.0.0.0:10630".into()),
         stopping: false,
         log_level: "info".into(),
+        last_reload: None,
     };
     AskActors => Vec<ActorView>: |root, _| "actors", vec![
         ActorView {
@@ -410,5 +411,9 @@ answers! {
     AskLogs => Vec<String>: |root, AskLogs(n)| format!("logs {n}"), vec!["first".into(), "last".into()];
     AskStop => (): |root, _| "STOP", ();
     AskReopen => (): |root, _| "REOPEN", ();
+    AskReload => Result<Reloaded, ReloadRefused>: |root, _| "RELOAD", Ok(Reloaded {
+        changed: vec![KeyChange { key: "log.level".into(), from: "info".into(), to: "debug".into() }],
+        ..Reloaded::default()
+    });
     SetLogLevel => (): |root, order| format!("SET {:?} {:?}", order.level, order.revert_after), ();
 }

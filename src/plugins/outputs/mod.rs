@@ -91,6 +91,11 @@ pub fn said(error: &io::Error) -> String {
 pub trait Output: Send {
     /// Writes these in order. Batches may be empty (all filtered away): they count as delivered.
     fn write(&mut self, batches: &[Batch]) -> Written;
+    /// In a reload, before it is mounted: opens or tries what can be without an event, so that settings which cannot work change
+    /// nothing. What another output of this process still holds is no error: it is about to let go of it.
+    fn bind(&mut self) -> Result<(), String> {
+        Ok(())
+    }
     /// Work after which what was delivered until now survives a power loss. It may be done on another thread while the next writes
     /// go on; after an error the next one may succeed, although what this one was for is not safe.
     fn syncer(&mut self) -> Syncer {

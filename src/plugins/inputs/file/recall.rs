@@ -62,7 +62,9 @@ impl Files {
                 &entry.settled,
                 listings,
             );
-            let Some((path, stamp)) = beside else { return true };
+            // Under its own name it was not renamed: nobody wants it any more.
+            let renamed = beside.filter(|(path, _)| *path != entry.identity.path);
+            let Some((path, stamp)) = renamed else { return true };
             let key = self.insert(entry.id, path, inode, stamp, (head_of(&entry.identity), entry.settled));
             self.leaves(key, false, Duration::ZERO);
             false

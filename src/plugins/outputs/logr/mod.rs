@@ -376,6 +376,17 @@ impl Output for Logr {
             stopped: result.err().map(OutputError::Retry),
         }
     }
+    fn bind(&mut self) -> Result<(), String> {
+        match self.paths.root() {
+            (_, Some(path)) => Target::can_be_opened(&path),
+            (root, None) => {
+                let could_not = |error: io::Error| format!("could not write in {}: {}", root.display(), said(&error));
+                std::fs::create_dir_all(&root).map_err(could_not)?;
+                let flags = nix::unistd::AccessFlags::W_OK | nix::unistd::AccessFlags::X_OK;
+                nix::unistd::access(&root, flags).map_err(|errno| could_not(errno.into()))
+            }
+        }
+    }
     fn syncer(&mut self) -> Syncer {
         // After a failed sync the system takes the data for clean, and to ask it again would only hide that: so each is asked once.
         let mut files = std::mem::take(&mut self.closed);
