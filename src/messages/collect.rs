@@ -40,6 +40,8 @@ pub struct CollectorView {
     /// By output, in their order: events of the window that this one has not done with.
     pub waiting: Vec<u64>,
     pub error: Option<String>,
+    /// How the input reads at present, if an operator should know.
+    pub note: Option<String>,
     pub checkpoint_error: Option<String>,
     /// What is unsettled is still at its source.
     pub rewinds: bool,
