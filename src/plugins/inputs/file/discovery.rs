@@ -10,12 +10,16 @@ use std::{
 
 use globset::{GlobBuilder, GlobMatcher};
 
-use super::identity::{Inode, Stamp};
+use super::{
+    identity::{Inode, Stamp},
+    source::packing,
+};
 use crate::plugins::BadValue;
 
 pub struct Globs {
     paths: Vec<Vec<Part>>,
     exclude: Vec<Exclude>,
+    unpacks: bool,
 }
 /// One directory level of a pattern.
 enum Part {
@@ -91,7 +95,23 @@ impl Globs {
         Ok(Self {
             paths: paths.collect::<Result<_, _>>()?,
             exclude: exclude.collect::<Result<_, _>>()?,
+            unpacks: false,
         })
+    }
+    /// Packed files are read, as far as we can.
+    pub fn unpacking(self, unpacks: bool) -> Self {
+        Self { unpacks, ..self }
+    }
+    /// Why a name that matches is not opened.
+    fn rule_against(&self, path: &Path) -> Option<String> {
+        if let Some(rule) = self.excluded_by(path) {
+            return Some(format!("matches exclude {rule:?}"));
+        }
+        match packing(path)? {
+            "gz" if self.unpacks => None,
+            ending if self.unpacks => Some(format!("is packed ({ending}), only gz can be read")),
+            ending => Some(format!("is packed ({ending}), and read_compressed is false")),
+        }
     }
 
     pub fn excluded_by(&self, path: &Path) -> Option<&str> {
@@ -100,29 +120,52 @@ impl Globs {
         self.exclude.iter().find(hits).map(|e| e.text.as_str())
     }
 
-    pub fn scan(&self) -> Scan {
+    /// Does a file of this name matter, or, if it is a directory, may one in it?
+    pub fn concerns(&self, path: &Path, is_dir: bool) -> bool {
+        let names = path
+            .components()
+            .skip(1)
+            .map(|part| part.as_os_str())
+            .collect::<Vec<_>>();
+        let fits = self.paths.iter().any(|parts| fits(parts, &names, is_dir));
+        fits && (is_dir || self.rule_against(path).is_none())
+    }
+    /// `enter` is told each directory in which a name may come or go that matters, before anything is looked up in it.
+    pub fn scan(&self, enter: &mut dyn FnMut(&Path)) -> Scan {
         let mut scan = Scan::default();
         for parts in &self.paths {
-            self.walk(Path::new("/"), parts, &mut scan);
+            self.walk(Path::new("/"), parts, &mut scan, enter);
         }
         scan
     }
-    fn walk(&self, dir: &Path, parts: &[Part], scan: &mut Scan) {
+    fn walk(&self, dir: &Path, parts: &[Part], scan: &mut Scan, enter: &mut dyn FnMut(&Path)) {
         let Some((part, rest)) = parts.split_first() else {
             return;
         };
         let glob = match part {
             Part::Name(name) => {
                 let path = dir.join(name);
-                match rest {
-                    [] => self.take(path, None, scan),
-                    rest => self.walk(&path, rest, scan),
+                if rest.is_empty() {
+                    enter(dir);
+                    self.take(path, None, scan);
+                } else if path.is_dir() {
+                    self.walk(&path, rest, scan, enter);
+                } else {
+                    enter(dir); // it may come
+                    match fs::metadata(&path) {
+                        Err(error) => blind(&path, error, scan),
+                        Ok(_) => self.walk(&path, rest, scan, enter), // it came meanwhile
+                    }
                 }
                 return;
             }
-            Part::Glob(glob) => Some(glob),
+            Part::Glob(glob) => {
+                enter(dir);
+                Some(glob)
+            }
             Part::Any => {
-                self.walk(dir, rest, scan);
+                enter(dir);
+                self.walk(dir, rest, scan, enter);
                 None
             }
         };
@@ -142,21 +185,28 @@ impl Globs {
             let kind = entry.file_type().ok();
             match glob {
                 Some(_) if rest.is_empty() => self.take(entry.path(), kind.map(|kind| (kind, &entry)), scan),
-                Some(_) => self.walk_if_dir(entry.path(), kind, rest, scan),
+                Some(_) => self.walk_if_dir(entry.path(), kind, rest, scan, enter),
                 None => {
                     if rest.is_empty() && kind.is_some_and(|kind| !kind.is_dir()) {
                         self.take(entry.path(), kind.map(|kind| (kind, &entry)), scan);
                     }
-                    self.walk_if_dir(entry.path(), kind, parts, scan);
+                    self.walk_if_dir(entry.path(), kind, parts, scan, enter);
                 }
             }
         }
     }
-    fn walk_if_dir(&self, path: PathBuf, kind: Option<FileType>, parts: &[Part], scan: &mut Scan) {
+    fn walk_if_dir(
+        &self,
+        path: PathBuf,
+        kind: Option<FileType>,
+        parts: &[Part],
+        scan: &mut Scan,
+        enter: &mut dyn FnMut(&Path),
+    ) {
         match kind {
-            Some(kind) if kind.is_dir() => self.walk(&path, parts, scan),
+            Some(kind) if kind.is_dir() => self.walk(&path, parts, scan, enter),
             Some(kind) if kind.is_symlink() => match fs::metadata(&path) {
-                Ok(meta) if meta.is_dir() && !is_within(&path, &meta) => self.walk(&path, parts, scan),
+                Ok(meta) if meta.is_dir() && !is_within(&path, &meta) => self.walk(&path, parts, scan, enter),
                 _ => {}
             },
             _ => {}
@@ -164,8 +214,7 @@ impl Globs {
     }
     /// A name that matches. What a directory says about its entries spares a look at each.
     fn take(&self, path: PathBuf, listed: Option<(FileType, &fs::DirEntry)>, scan: &mut Scan) {
-        if let Some(rule) = self.excluded_by(&path) {
-            let rule = format!("matches exclude {rule:?}");
+        if let Some(rule) = self.rule_against(&path) {
             scan.skipped.push((path, rule));
             return;
         }
@@ -186,6 +235,21 @@ impl Globs {
                 scan.special.push((path, kind));
             }
             Err(error) => blind(&path, error, scan),
+        }
+    }
+}
+
+/// Does a path with these names fit the pattern? `begun`: it is enough if one below it might.
+fn fits(parts: &[Part], names: &[&OsStr], begun: bool) -> bool {
+    match (parts.split_first(), names.split_first()) {
+        (None, None) => true,
+        (None, Some(_)) => false,
+        (Some((Part::Any, [])), _) => true,
+        (Some(_), None) => begun,
+        (Some((Part::Any, rest)), Some((_, deeper))) => fits(rest, names, begun) || fits(parts, deeper, begun),
+        (Some((Part::Name(part), rest)), Some((name, deeper))) => part == name && fits(rest, deeper, begun),
+        (Some((Part::Glob(glob), rest)), Some((name, deeper))) => {
+            glob.is_match(Path::new(name)) && fits(rest, deeper, begun)
         }
     }
 }
@@ -255,7 +319,7 @@ mod tests {
     use super::*;
 
     fn found(paths: &[String], exclude: &[String]) -> Vec<String> {
-        let scan = Globs::new(paths, exclude).unwrap().scan();
+        let scan = Globs::new(paths, exclude).unwrap().scan(&mut |_| ());
         let mut names = scan.files.iter().map(|f| shown(&f.path)).collect::<Vec<_>>();
         names.sort();
         names
@@ -289,6 +353,41 @@ mod tests {
         assert_eq!(some.len(), 4, "{some:?}");
     }
     #[test]
+    fn which_names_matter_and_where_they_may_come() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path();
+        fs::create_dir_all(root.join("a/b")).unwrap();
+        let of = |pattern: &str| Globs::new(&[format!("{}/{pattern}", root.display())], &["*.gz".into()]).unwrap();
+        let entered = |pattern: &str| {
+            let mut dirs = Vec::new();
+            of(pattern).scan(&mut |dir| dirs.push(dir.strip_prefix(root).unwrap().display().to_string()));
+            dirs.sort();
+            dirs.dedup();
+            dirs
+        };
+        assert_eq!(entered("*.log"), [""]);
+        assert_eq!(entered("a/x.log"), ["a"]);
+        assert_eq!(entered("a/c/d/x.log"), ["a"], "where the next directory may come");
+        assert_eq!(entered("*/*.log"), ["", "a"]);
+        assert_eq!(entered("**/x.log"), ["", "a", "a/b"]);
+        let concerns = |pattern: &str, name: &str, is_dir| of(pattern).concerns(&root.join(name), is_dir);
+        for (pattern, name, file, dir) in [
+            ("*.log", "x.log", true, true),
+            ("*.log", "x.txt", false, false),
+            ("*.log", "a/x.log", false, false),
+            ("*/*.log", "a", false, true),
+            ("*/*.log", "a/x.log", true, true),
+            ("**/x.log", "a/b/c", false, true),
+            ("**/x.log", "a/b/x.log", true, true),
+            ("a/c/x.log", "a/c", false, true),
+            ("a/c/x.log", "a/d", false, false),
+            ("*", "x.gz", false, true),
+        ] {
+            assert_eq!(concerns(pattern, name, false), file, "{pattern} {name}");
+            assert_eq!(concerns(pattern, name, true), dir, "{pattern} {name}/");
+        }
+    }
+    #[test]
     fn names_are_bytes() {
         let dir = tempfile::tempdir().unwrap();
         let names: [&[u8]; 4] = [
@@ -320,7 +419,7 @@ mod tests {
         symlink("nowhere", dir.path().join("dangling")).unwrap();
         let scan = Globs::new(&[format!("{}/*", dir.path().display())], &[])
             .unwrap()
-            .scan();
+            .scan(&mut |_| ());
         let mut kinds = scan.special.iter().map(|(_, kind)| *kind).collect::<Vec<_>>();
         kinds.sort_unstable();
         assert_eq!(kinds, ["device", "directory", "fifo", "socket"]);
