@@ -17,6 +17,7 @@ pub struct Metrics {
     pub events_in: IntCounterVec,
     pub bytes_in: IntCounterVec,
     pub filtered: IntCounterVec,
+    pub filter_passed: IntCounterVec,
     pub delivered: IntCounterVec,
     pub delivered_bytes: IntCounterVec,
     pub dropped: IntCounterVec,
@@ -61,6 +62,11 @@ impl Metrics {
             filtered: counters(
                 "events_filtered_total",
                 "Events that a filter took away",
+                &["pipeline", "filter", "reason"],
+            ),
+            filter_passed: counters(
+                "filter_passed_total",
+                "Events that a filter could not work on and let pass",
                 &["pipeline", "filter", "reason"],
             ),
             delivered: counters(

@@ -30,6 +30,7 @@ async fn falls_at(points: &[&str], share: u32) {
     let calls = filter.calls.clone();
     let house = House::build(Plan {
         input: Box::new(Numbers::new(n, 10, &Dice::never())),
+        around: [None, None],
         filter,
         outputs: vec![
             (sure(&a), Block, Block),

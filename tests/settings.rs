@@ -829,7 +829,7 @@ fn examples_are_valid() {
         assert!(!settings.pipelines.is_empty() && settings.config == Some(path));
         seen += 1;
     }
-    assert_eq!(seen, 2);
+    assert_eq!(seen, 5);
 }
 
 // ---- any input

@@ -72,6 +72,23 @@ pub enum Command {
         /// Print JSON
         #[arg(long)]
         json: bool,
+        /// Print all of docs/plugins.md
+        #[arg(long, conflicts_with_all = ["name", "json"])]
+        markdown: bool,
+    },
+    /// Send a sample through the filters and show what becomes of each event; starts nothing, touches nothing
+    Try {
+        /// Events, a line each; `-` for stdin
+        #[arg(long, value_name = "FILE")]
+        sample: std::path::PathBuf,
+        /// Whose filters, if there are several pipelines
+        #[arg(long, value_name = "NAME")]
+        pipeline: Option<String>,
+        /// Print JSON, a line for each event and one for the counts
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        options: Box<Options>,
     },
     /// Every file: identity, size, offsets, lag, state
     Files(Ask),
@@ -135,6 +152,7 @@ impl Command {
             )),
             Self::Restart { options, .. } => Some((options, Purpose::Start { foreground: false })),
             Self::Check { options, .. } => Some((options, Purpose::Check)),
+            Self::Try { options, .. } => Some((options, Purpose::Try)),
             _ => None,
         }
     }
@@ -185,9 +203,8 @@ struct Line {
 }
 
 /// Commands and options of later versions.
-const NOT_BUILT: [&str; 9] = [
+const NOT_BUILT: [&str; 8] = [
     "reload",
-    "try",
     "jobs",
     "nodes",
     "tap",
@@ -469,6 +486,7 @@ mod tests {
                 Command::Plugins {
                     name: None,
                     json: false,
+                    markdown: false,
                 },
             ),
             (
@@ -476,6 +494,7 @@ mod tests {
                 Command::Plugins {
                     name: Some("file:v1".into()),
                     json: true,
+                    markdown: false,
                 },
             ),
         ] {
@@ -496,6 +515,7 @@ mod tests {
             Some(Purpose::Start { foreground: true })
         );
         assert_eq!(purpose("check -online"), Some(Purpose::Check));
+        assert_eq!(purpose("try -sample - -filter=grep"), Some(Purpose::Try));
         assert_eq!(purpose("stop"), None);
     }
     #[test]
@@ -533,7 +553,7 @@ mod tests {
             ),
             (
                 "strat",
-                "unknown command `strat`, accepted: start, stop, restart, status, version, check, plugins, files, why, doctor, \
+                "unknown command `strat`, accepted: start, stop, restart, status, version, check, plugins, try, files, why, doctor, \
                  log-level, help; did you mean `start`?",
             ),
             (

@@ -7,11 +7,13 @@ mod doctor;
 mod files;
 mod log_level;
 mod plugins;
+mod plugins_page;
 mod restart;
 mod show;
 mod start;
 mod status;
 mod stop;
+mod try_;
 mod version;
 mod why;
 
@@ -46,7 +48,14 @@ pub fn run(argv: impl Iterator<Item = OsString>) -> u8 {
         Command::Status(ask) => status::run(&ask),
         Command::Version { check_state, ask } => version::run(check_state, &ask),
         Command::Check { online, json, options } => check::run(&options, online, json),
-        Command::Plugins { name, json } => plugins::run(name.as_deref(), json),
+        Command::Plugins { markdown: true, .. } => plugins_page::run(),
+        Command::Plugins { name, json, .. } => plugins::run(name.as_deref(), json),
+        Command::Try {
+            sample,
+            pipeline,
+            json,
+            options,
+        } => try_::run(&options, &sample, pipeline.as_deref(), json),
         Command::Files(ask) => files::run(&ask),
         Command::Why { what, ask } => why::run(&what, &ask),
         Command::Doctor { output, ask } => doctor::run(output, &ask),

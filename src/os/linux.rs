@@ -16,7 +16,7 @@ pub use files::{
 pub use process::{
     Process, close_inherited, own_uid, prepare_signals, raise_open_files, redirect_stderr, release_code, set_nice,
 };
-pub use sockets::{LocalAddress, bind_private};
+pub use sockets::{LocalAddress, bind_private, keep_alive, unacknowledged};
 pub use watches::{Hint, Watch, Watches, foreign_file_system};
 
 /// Time since boot, suspend included.

@@ -38,6 +38,8 @@ pub enum Purpose {
     Start { foreground: bool },
     /// Only to be looked at.
     Check,
+    /// Only the filters are used, on a sample.
+    Try,
 }
 
 /// Reads and checks all layers; later wins: built-in defaults < file < environment < `-f` < other flags.
@@ -49,6 +51,10 @@ pub fn load(
     let (findings, env) = (Findings::default(), Environment::read(env));
     let config = match purpose {
         Purpose::Run => options.place.config.clone(),
+        // What is asked for on the command line is tried by itself.
+        Purpose::Try if !(options.filter.is_empty() && options.inline.is_empty() && options.set.is_empty()) => {
+            options.place.config.clone()
+        }
         _ => options.place.config.clone().or_else(usual_config),
     };
     let mut layers = Layers::default();
@@ -71,7 +77,11 @@ pub fn load(
     top.done();
 
     let given = !agent.private_data_dir;
-    agent.private_data_dir &= purpose == Purpose::Run && pipelines.iter().all(|p| p.input.name.name == "stdin");
+    agent.private_data_dir &= match purpose {
+        Purpose::Run => pipelines.iter().all(|p| p.input.name.name == "stdin"),
+        Purpose::Try => true, // it has none
+        _ => false,
+    };
     if agent.private_data_dir {
         agent.data_dir = PathBuf::new();
     } else if agent.data_dir.as_os_str().is_empty() && !given {

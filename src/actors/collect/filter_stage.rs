@@ -220,6 +220,7 @@ impl FilterStage {
             Ok((events, dropped)) => {
                 self.falls.over(&self.parts.pulse);
                 if outcome.filtered.set(events.clone()).is_ok() {
+                    commit(&mut self.parts.filters);
                     self.count(&dropped);
                 }
                 self.filtered(events);
@@ -329,10 +330,16 @@ fn run(filters: &mut [(String, Box<dyn Filter>)], mut events: Events) -> (Events
     fail::fail_point!("filter-run");
     let (mut all, mut dropped) = (vec![], Dropped::new());
     for (i, (_, filter)) in filters.iter_mut().enumerate() {
+        fail::fail_point!("filter-step");
         events = filter.apply(events, &mut dropped);
         all.extend(dropped.drain(..).map(|(reason, events)| (i, reason, events)));
     }
     (events, all)
+}
+
+/// The result counts: so does what the filters remember of it.
+fn commit(filters: &mut [(String, Box<dyn Filter>)]) {
+    filters.iter_mut().for_each(|(_, filter)| filter.commit());
 }
 
 /// Halves what makes a filter fall until single events are left. These get three tries each.
@@ -350,6 +357,7 @@ fn salvage(filters: &mut Vec<(String, Box<dyn Filter>)>, events: Events) -> Salv
         });
         match result {
             Some((events, lost)) => {
+                commit(filters);
                 good.push(events);
                 dropped.extend(lost);
             }

@@ -537,12 +537,14 @@ impl Sink {
             }
             receipts.into_iter().for_each(Receipt::settle);
         }
-        if batches > 0 || stopped.is_none() {
+        if batches > 0 {
             self.panics = 0;
             self.falls.over(&self.parts.pulse);
             self.parts.pulse.progressed();
         }
         match stopped {
+            // It is still at it: neither a success nor a failure.
+            None if batches == 0 => {}
             None => {
                 if self.error.take().is_some() {
                     slog::info!(self.parts.log, "output works again");

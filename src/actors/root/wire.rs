@@ -10,7 +10,7 @@ use crate::{
             collector::{Collector, CollectorParts},
             filter_stage::{Edge, FilterStage, FilterStageParts},
             memory,
-            meter::{InputTally, OutputMeter, PipelineMeter},
+            meter::{FilterTally, InputTally, OutputMeter, PipelineMeter},
             sink::{Sink, SinkParts},
         },
         kit::{Carried, Port, Pulse, Restarts, SharedPulse, Stopping, Weight, supervise},
@@ -248,10 +248,17 @@ impl Wiring<'_> {
         meter: &PipelineMeter,
     ) -> Result<Stage<FilterStage>, String> {
         let mut made = vec![];
-        for filter in &pipeline.filters {
+        for (label, filter) in filters::labels(pipeline.filters.iter().map(|f| &f.name)).zip(&pipeline.filters) {
             let plugin = plugins::find(filters::CATALOG, "filter", &filter.name)?;
-            let built = (plugin.build)(&filter.table).map_err(|error| format!("filter `{}`: {error}", filter.name))?;
-            made.push((filter.name.name.clone(), built));
+            let context = filters::FilterContext {
+                pipeline: self.name.clone(),
+                label: label.as_str().into(),
+                log: self.log.new(slog::o!("filter" => label.clone())),
+                clock: self.clock.clone(),
+                tally: Arc::new(FilterTally::new(self.metrics, &self.name, &label)),
+            };
+            let built = (plugin.build)(&filter.table, context).map_err(|error| format!("filter `{label}`: {error}"))?;
+            made.push((label, built));
         }
         let edges = sinks.iter().filter_map(|sink| {
             let port = sink.stage.port.clone()?;

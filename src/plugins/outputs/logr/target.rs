@@ -100,7 +100,7 @@ impl Target {
     /// Appends everything, or as much as goes: `pending` says how much.
     pub fn append(&mut self, mut slices: &mut [IoSlice<'_>]) -> io::Result<()> {
         while !slices.is_empty() {
-            fail_point!("logr-write", |_| Err(io::Error::from_raw_os_error(libc::ENOSPC)));
+            fail_point!("logr-write", failed);
             match (&*self.file).write_vectored(slices) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(written) => {
@@ -112,7 +112,7 @@ impl Target {
                 Err(error) => return Err(error),
             }
         }
-        fail_point!("logr-write", |_| Err(io::Error::from_raw_os_error(libc::ENOSPC)));
+        fail_point!("logr-write", failed);
         Ok(())
     }
 
@@ -207,6 +207,17 @@ impl Drop for Claim {
     fn drop(&mut self) {
         OWNERS.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.0);
     }
+}
+
+/// What a failpoint with `return` or `return(EIO)` says: a full disk, or a broken one.
+#[cfg(feature = "failpoints")]
+fn failed(what: Option<String>) -> io::Result<()> {
+    let code = if what.as_deref() == Some("EIO") {
+        libc::EIO
+    } else {
+        libc::ENOSPC
+    };
+    Err(io::Error::from_raw_os_error(code))
 }
 
 #[cfg(test)]
