@@ -276,10 +276,14 @@ fn a13_without_inotify_it_polls_and_names_the_limit() {
     again(
         limit,
         &[(NO_EVENTS, "instances")],
-        &[&["a13_"][..], &ELSEWHERE].concat(),
+        &[&["a13_without"][..], &ELSEWHERE].concat(),
     );
     let limit = "echo 0 > /proc/sys/user/max_inotify_watches; exec \"$@\"";
-    again(limit, &[(NO_EVENTS, "watches")], &["a13_", "a1_", "c26_", "c30_"]);
+    again(
+        limit,
+        &[(NO_EVENTS, "watches")],
+        &["a13_without", "a1_", "c26_", "c30_"],
+    );
 }
 fn the_limit_is_named() {
     let mut rig = Rig::new(json!({ "paths": ["{dir}/**/*.log"] }));
@@ -1076,6 +1080,19 @@ fn c38_packed_files_of_several_members() {
     assert_eq!(rig.restart_and_count(), 0);
 }
 #[test]
+fn c38_packed_and_framed() {
+    let mut rig = Rig::new(json!({ "read_compressed": true, "multiline": "java" }));
+    let records = (0..3000)
+        .map(|i| format!("{i} failed\n\tat a.b.C\n\tat d.e.F"))
+        .collect::<Vec<_>>();
+    rig.write_packed("a.log.gz", &[(records.join("\n") + "\n").as_bytes()]);
+    rig.read_once(1);
+    rig.stop(); // in the middle
+    rig.run(60 * SECOND);
+    assert_eq!(rig.take_texts(), records);
+    assert_eq!(rig.restart_and_count(), 0);
+}
+#[test]
 fn c38_what_only_has_the_name_of_a_packed_file() {
     let mut rig = Rig::new(json!({ "read_compressed": true }));
     rig.append("a.log.gz", &lines("a", 1..=10));
@@ -1121,31 +1138,36 @@ fn c39_files_that_are_too_old_are_not_opened() {
 }
 #[test]
 fn c41_other_file_systems() {
-    let on = |dir: &str| format!("{dir} && exec env TMPDIR=/tmp/t \"$@\"");
-    let overlay = "mount -t tmpfs tmpfs /tmp && cd /tmp && mkdir lower upper work t && \
+    let place = tempfile::tempdir().unwrap();
+    let place = place.path().to_str().unwrap();
+    let on = |dir: &str| format!("{dir} && cd - && exec env TMPDIR={place}/t \"$@\"");
+    let overlay = "mount -t tmpfs tmpfs \"$PLACE\" && cd \"$PLACE\" && mkdir lower upper work t && \
                    mount -t overlay overlay -o lowerdir=lower,upperdir=upper,workdir=work t";
-    again(&on(overlay), &[], &ELSEWHERE);
-    let tmpfs = "mount -t tmpfs tmpfs /tmp && mkdir /tmp/t";
-    again(&on(tmpfs), &[], &ELSEWHERE);
+    again(&on(overlay), &[("PLACE", place)], &ELSEWHERE);
+    let tmpfs = "mount -t tmpfs tmpfs \"$PLACE\" && cd \"$PLACE\" && mkdir t";
+    again(&on(tmpfs), &[("PLACE", place)], &ELSEWHERE);
 }
 #[test]
 fn c41_a_file_of_the_lower_layer() {
     // Written to for the first time it is copied up: the same file still.
-    if std::env::var_os("TEST_LOWER").is_none() {
-        let overlay = "mount -t tmpfs tmpfs /tmp && cd /tmp && mkdir lower upper work t && cp \"$TEST_LOWER\" lower/a.log && \
+    let Ok(place) = std::env::var("TEST_LOWER") else {
+        let overlay = "mount -t tmpfs tmpfs \"$PLACE\" && cd \"$PLACE\" && mkdir lower upper work t && cp \"$PLACE.log\" lower/a.log && \
                        mount -t overlay overlay -o lowerdir=lower,upperdir=upper,workdir=work t && exec \"$@\"";
-        let lower = tempfile::NamedTempFile::new_in("/dev/shm").unwrap();
-        fs::write(lower.path(), lines("a", 1..=1000)).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let place = dir.path().join("place");
+        fs::create_dir(&place).unwrap();
+        fs::write(dir.path().join("place.log"), lines("a", 1..=1000)).unwrap();
+        let place = place.to_str().unwrap();
         return again(
             overlay,
-            &[("TEST_LOWER", lower.path().to_str().unwrap())],
+            &[("PLACE", place), ("TEST_LOWER", place)],
             &["c41_a_file_of_the_lower_layer"],
         );
-    }
-    let mut rig = Rig::new(json!({ "paths": ["/tmp/t/*.log"] }));
+    };
+    let mut rig = Rig::new(json!({ "paths": [format!("{place}/t/*.log")] }));
     rig.run(SECOND);
     for seq in 1001..1010 {
-        let mut file = File::options().append(true).open("/tmp/t/a.log").unwrap();
+        let mut file = File::options().append(true).open(format!("{place}/t/a.log")).unwrap();
         file.write_all(lines("a", seq..=seq).as_bytes()).unwrap();
         rig.run(11 * SECOND);
     }
@@ -1479,6 +1501,35 @@ fn names_elsewhere_tell_of_a_file_too() {
     }
 }
 #[test]
+fn a_file_rotated_behind_a_symlink() {
+    let mut rig = Rig::new(json!({ "paths": ["{dir}/in/*.log"] }));
+    fs::create_dir(rig.path("in")).unwrap();
+    fs::create_dir(rig.path("pod")).unwrap();
+    rig.append("pod/0.log", &lines("old", 1..=10));
+    symlink("../pod/link", rig.path("in/a.log")).unwrap();
+    symlink("0.log", rig.path("pod/link")).unwrap();
+    let soon = Duration::from_millis(if is_told() { 20 } else { 300 });
+    rig.run(SECOND);
+    for half_done in [false, true] {
+        rig.append("pod/0.log", &lines("old", 11..=20));
+        fs::rename(rig.path("pod/0.log"), rig.path("pod/0.log.1")).unwrap();
+        rig.append("pod/0.log.1", &lines("old", 21..=30));
+        if half_done {
+            rig.run(soon);
+        }
+        rig.append("pod/0.log", &lines("new", 1..=10));
+        rig.run(soon);
+        rig.judge(&[("new", 1..=10), ("old", 1..=30)]);
+        assert_eq!(rig.count("rotations"), 1);
+        fs::remove_file(rig.path("pod/0.log")).unwrap();
+        rig.run(20 * SECOND);
+        (rig.got, rig.settled_lines) = (Vec::new(), 0);
+        rig.append("pod/0.log", &lines("old", 1..=10));
+        rig.run(soon);
+        rig.reset_counts();
+    }
+}
+#[test]
 fn once_reads_what_is_there_and_ends() {
     let mut rig = Rig::new(json!({ "flush_partial": "1s" }));
     rig.once = true;
@@ -1508,7 +1559,7 @@ fn without_a_journal_it_reads_all_the_same() {
     rig.judge(&[("a", 1..=10), ("b", 1..=5)]);
 }
 #[test]
-fn what_cannot_be_meant_is_refused() {
+fn bad_options_are_refused() {
     for bad in [
         json!({}),
         json!({ "paths": [] }),
@@ -1517,6 +1568,9 @@ fn what_cannot_be_meant_is_refused() {
         json!({ "paths": ["/x"], "poll_every": "0s" }),
         json!({ "paths": ["/x"], "max_line": "0B" }),
         json!({ "paths": ["/x"], "start": "middle" }),
+        json!({ "paths": ["/x"], "ignore_older": "0s" }),
+        json!({ "paths": ["/x"], "ignore_older": "1" }),
+        json!({ "paths": ["/x"], "read_compressed": "gz" }),
         json!({ "paths": ["/x"], "max_rate": 5 }),
         json!({ "paths": ["/x"], "framing": "xml" }),
         json!({ "paths": ["/x"], "multiline": { "start": "(" } }),

@@ -452,6 +452,9 @@ impl Rig {
     pub fn count(&self, name: &str) -> u64 {
         self.tally.0.lock().unwrap().get(name).copied().unwrap_or(0)
     }
+    pub fn reset_counts(&self) {
+        self.tally.0.lock().unwrap().clear();
+    }
     pub fn logged(&self, words: &str) -> usize {
         self.log
             .0

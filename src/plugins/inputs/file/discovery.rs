@@ -16,6 +16,9 @@ use super::{
 };
 use crate::plugins::BadValue;
 
+/// Symlinks that lead to symlinks: the kernel gives up at 40.
+const MOST_LINKS: usize = 40;
+
 pub struct Globs {
     paths: Vec<Vec<Part>>,
     exclude: Vec<Exclude>,
@@ -41,6 +44,15 @@ pub struct Found {
     pub inode: Inode,
     pub stamp: Stamp,
 }
+/// Where names come and go that matter.
+pub enum Place<'a> {
+    /// A directory in which names are looked for.
+    Directory(&'a Path),
+    /// Where a symlink leads, maybe to nothing yet.
+    Target(&'a Path),
+}
+pub type Enter<'a> = &'a mut dyn FnMut(Place<'_>);
+
 #[derive(Default)]
 pub struct Scan {
     pub files: Vec<Found>,
@@ -130,15 +142,15 @@ impl Globs {
         let fits = self.paths.iter().any(|parts| fits(parts, &names, is_dir));
         fits && (is_dir || self.rule_against(path).is_none())
     }
-    /// `enter` is told each directory in which a name may come or go that matters, before anything is looked up in it.
-    pub fn scan(&self, enter: &mut dyn FnMut(&Path)) -> Scan {
+    /// `enter` is told each place in which a name may come or go that matters, before anything is looked up in it.
+    pub fn scan(&self, enter: Enter<'_>) -> Scan {
         let mut scan = Scan::default();
         for parts in &self.paths {
             self.walk(Path::new("/"), parts, &mut scan, enter);
         }
         scan
     }
-    fn walk(&self, dir: &Path, parts: &[Part], scan: &mut Scan, enter: &mut dyn FnMut(&Path)) {
+    fn walk(&self, dir: &Path, parts: &[Part], scan: &mut Scan, enter: Enter<'_>) {
         let Some((part, rest)) = parts.split_first() else {
             return;
         };
@@ -146,12 +158,12 @@ impl Globs {
             Part::Name(name) => {
                 let path = dir.join(name);
                 if rest.is_empty() {
-                    enter(dir);
-                    self.take(path, None, scan);
+                    enter(Place::Directory(dir));
+                    self.take(path, None, scan, enter);
                 } else if path.is_dir() {
                     self.walk(&path, rest, scan, enter);
                 } else {
-                    enter(dir); // it may come
+                    enter(Place::Directory(dir)); // it may come
                     match fs::metadata(&path) {
                         Err(error) => blind(&path, error, scan),
                         Ok(_) => self.walk(&path, rest, scan, enter), // it came meanwhile
@@ -160,11 +172,11 @@ impl Globs {
                 return;
             }
             Part::Glob(glob) => {
-                enter(dir);
+                enter(Place::Directory(dir));
                 Some(glob)
             }
             Part::Any => {
-                enter(dir);
+                enter(Place::Directory(dir));
                 self.walk(dir, rest, scan, enter);
                 None
             }
@@ -184,25 +196,18 @@ impl Globs {
             }
             let kind = entry.file_type().ok();
             match glob {
-                Some(_) if rest.is_empty() => self.take(entry.path(), kind.map(|kind| (kind, &entry)), scan),
+                Some(_) if rest.is_empty() => self.take(entry.path(), kind.map(|kind| (kind, &entry)), scan, enter),
                 Some(_) => self.walk_if_dir(entry.path(), kind, rest, scan, enter),
                 None => {
                     if rest.is_empty() && kind.is_some_and(|kind| !kind.is_dir()) {
-                        self.take(entry.path(), kind.map(|kind| (kind, &entry)), scan);
+                        self.take(entry.path(), kind.map(|kind| (kind, &entry)), scan, enter);
                     }
                     self.walk_if_dir(entry.path(), kind, parts, scan, enter);
                 }
             }
         }
     }
-    fn walk_if_dir(
-        &self,
-        path: PathBuf,
-        kind: Option<FileType>,
-        parts: &[Part],
-        scan: &mut Scan,
-        enter: &mut dyn FnMut(&Path),
-    ) {
+    fn walk_if_dir(&self, path: PathBuf, kind: Option<FileType>, parts: &[Part], scan: &mut Scan, enter: Enter<'_>) {
         match kind {
             Some(kind) if kind.is_dir() => self.walk(&path, parts, scan, enter),
             Some(kind) if kind.is_symlink() => match fs::metadata(&path) {
@@ -213,14 +218,17 @@ impl Globs {
         }
     }
     /// A name that matches. What a directory says about its entries spares a look at each.
-    fn take(&self, path: PathBuf, listed: Option<(FileType, &fs::DirEntry)>, scan: &mut Scan) {
+    fn take(&self, path: PathBuf, listed: Option<(FileType, &fs::DirEntry)>, scan: &mut Scan, enter: Enter<'_>) {
         if let Some(rule) = self.rule_against(&path) {
             scan.skipped.push((path, rule));
             return;
         }
         let meta = match listed {
             Some((kind, entry)) if !kind.is_symlink() => entry.metadata(),
-            _ => fs::metadata(&path),
+            _ => {
+                enter_targets(&path, enter);
+                fs::metadata(&path)
+            }
         };
         match meta {
             Ok(meta) if meta.is_file() => scan.files.push(Found {
@@ -258,6 +266,16 @@ fn fits(parts: &[Part], names: &[&OsStr], begun: bool) -> bool {
 fn blind(path: &Path, error: io::Error, scan: &mut Scan) {
     if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) {
         scan.blind.push((path.to_owned(), error));
+    }
+}
+/// Each place that a symlink leads to, one after the other.
+fn enter_targets(path: &Path, enter: Enter<'_>) {
+    let mut at = path.to_owned();
+    for _ in 0..MOST_LINKS {
+        let Ok(target) = fs::read_link(&at) else { return };
+        at.pop();
+        at.push(target);
+        enter(Place::Target(&at));
     }
 }
 /// Does this symlink lead to a directory above itself?
@@ -360,7 +378,11 @@ mod tests {
         let of = |pattern: &str| Globs::new(&[format!("{}/{pattern}", root.display())], &["*.gz".into()]).unwrap();
         let entered = |pattern: &str| {
             let mut dirs = Vec::new();
-            of(pattern).scan(&mut |dir| dirs.push(dir.strip_prefix(root).unwrap().display().to_string()));
+            of(pattern).scan(&mut |place| {
+                if let Place::Directory(dir) = place {
+                    dirs.push(dir.strip_prefix(root).unwrap().display().to_string());
+                }
+            });
             dirs.sort();
             dirs.dedup();
             dirs

@@ -137,7 +137,7 @@ impl Files {
         if let Some(tail) = self.tails.get_mut(&key) {
             tail.close();
             if tail.record.waits && tail.gone.is_none() {
-                self.unflushed.insert(key);
+                self.waiting.insert(key);
             }
         }
         self.show(key);
@@ -212,7 +212,7 @@ impl Files {
             }
         }
         idle.into_iter().for_each(|key| self.close(key));
-        self.unflushed.retain(|key| {
+        self.waiting.retain(|key| {
             let Some(tail) = self.tails.get_mut(key) else {
                 return false;
             };
@@ -269,7 +269,7 @@ impl Files {
     }
     /// All of it is read, and it will not be found again.
     pub(super) fn finish(&mut self, key: Key) {
-        let packed = self.waiting.remove(&key);
+        let packed = self.packed_forms.remove(&key);
         let Some(tail) = self.drop_tail(key) else { return };
         debug!(self.context.log, "file is done with"; "file" => shown(&tail.path), "offset" => tail.at.offset);
         if packed.is_some_and(|packed| self.unpack_rest(packed, &tail)) {
@@ -298,12 +298,12 @@ impl Files {
             &mut self.open,
             &mut self.leaving,
             &mut self.troubled,
-            &mut self.unflushed,
+            &mut self.waiting,
             &mut self.settling,
         ] {
             keys.remove(&key);
         }
-        self.waiting.remove(&key);
+        self.packed_forms.remove(&key);
         if let Some(watcher) = self.watcher() {
             watcher.forget_file(key);
         }

@@ -137,8 +137,8 @@ const OPTIONS: &[Opt] = &[
     opt(
         "flush_partial",
         "none",
-        "After so long an unfinished line at the end of a file is delivered as it is, with the record it belongs to. What is written \
-         to it later becomes a line of its own. By default such a line waits for its end.",
+        "After so long an unfinished line at the end of a file is delivered as it is, with the record it belongs to. What is \
+         written to it later becomes a line of its own. By default such a line waits for its end.",
     ),
 ];
 const fn opt(name: &'static str, default: &'static str, about: &'static str) -> Opt {
@@ -278,7 +278,7 @@ struct Files {
     leaving: HashSet<Key>,
     troubled: HashSet<Key>,
     /// Closed, with a record that waits for its end.
-    unflushed: HashSet<Key>,
+    waiting: HashSet<Key>,
     orphans: Vec<Orphan>,
     held: HashMap<Inode, Held>,
     /// Read further than acknowledged.
@@ -311,7 +311,7 @@ struct Files {
     /// Names that led to other files a short time ago, and since when (steady).
     left: HashMap<PathBuf, (Key, Duration)>,
     /// Packed forms of files that are still read themselves, by those.
-    waiting: HashMap<Key, packed::Waiting>,
+    packed_forms: HashMap<Key, packed::Waiting>,
     /// Packed files that are not read, and the rule.
     passed_over: HashMap<Inode, String>,
 }
@@ -327,7 +327,7 @@ impl Files {
             soonest_scan: Duration::ZERO,
             heard_more: false,
             left: HashMap::new(),
-            waiting: HashMap::new(),
+            packed_forms: HashMap::new(),
             passed_over: HashMap::new(),
             max_open: keep::most_open(options.max_open),
             options,
@@ -340,7 +340,7 @@ impl Files {
             open: HashSet::new(),
             leaving: HashSet::new(),
             troubled: HashSet::new(),
-            unflushed: HashSet::new(),
+            waiting: HashSet::new(),
             orphans: Vec::new(),
             held: HashMap::new(),
             settling: HashSet::new(),
@@ -372,7 +372,7 @@ impl Files {
             self.poll(now);
             let every = self.options.poll_every;
             self.next_poll = now
-                + if self.is_told() {
+                + if self.is_told() && self.waiting.is_empty() {
                     every.max(watch::POLL_EVERY)
                 } else {
                     every
@@ -464,8 +464,9 @@ impl Files {
             return false;
         };
         let flushed = std::mem::take(&mut tail.flush);
-        if tail.partial && !flushed && tail.file.as_ref().is_some_and(|file| file.is_whole()) {
-            tail.flush = true; // packed: nothing will come behind it
+        let whole = tail.file.as_ref().is_some_and(|file| file.is_whole());
+        if whole && !flushed && (tail.partial || tail.record.waits) {
+            (tail.flush, tail.record.flush) = (tail.partial, tail.record.waits); // packed: nothing will come behind it
             return true;
         }
         if tail.gone.is_some() && flushed {

@@ -1,11 +1,14 @@
 //! Packed files (`read_compressed`): which of them hold what was read already in its plain form, and where to read on in them. A file
 //! and its packed form have the same places, so the packed one goes on under the journal's row of the plain one.
-use std::path::{Path, PathBuf};
+use std::{
+    collections::HashSet,
+    path::{Path, PathBuf},
+};
 
 use slog::info;
 
 use super::{
-    Files, Key,
+    Files, Key, Orphan,
     discovery::shown,
     identity::{Head, Inode, Stamp, bases},
     keep::open_regular,
@@ -50,16 +53,29 @@ impl Files {
                 .set(path, unread_row(path, FileState::Skipped, reason));
             self.unread_names.insert(path.clone());
             let (inode, stamp, path) = (group.inode, group.stamp, path.clone());
-            self.waiting.insert(key, Waiting { inode, stamp, path });
+            self.packed_forms.insert(key, Waiting { inode, stamp, path });
             return true;
         }
-        let in_use = |id: SourceId| {
-            self.tails.values().any(|tail| tail.id == id) || self.done.iter().any(|(done, _)| *done == id)
+        // A copy of what was truncated, packed before anybody saw it.
+        let head = PackedHead::of(path);
+        let is_it = |orphan: &Orphan| {
+            let named = same_base(&orphan.path, &path.with_extension(""));
+            named && orphan.head.len > 0 && head.as_ref().is_some_and(|head| head.fits(&orphan.head))
         };
+        if let Some(i) = self.orphans.iter().position(is_it) {
+            let Orphan { id, head, at, .. } = self.orphans.remove(i);
+            self.take_over(id, (head, at), group.inode, group.stamp, path, false);
+            return true;
+        }
+        let in_use = self.tails.values().map(|tail| tail.id);
+        let in_use = in_use.chain(self.orphans.iter().map(|orphan| orphan.id));
+        let in_use = in_use
+            .chain(self.done.iter().map(|(id, _)| *id))
+            .collect::<HashSet<_>>();
         let entries = self.journal().map(|journal| journal.entries()).unwrap_or_default();
         let entry = entries
             .into_iter()
-            .find(|entry| !in_use(entry.id) && is_packed_form(entry, path));
+            .find(|entry| !in_use.contains(&entry.id) && is_packed_form(entry, path));
         entry.is_some_and(|entry| self.adopt_packed(&entry, group))
     }
     /// Goes on in the packed form of a file that the journal remembers, if this is it.

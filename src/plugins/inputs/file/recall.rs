@@ -80,10 +80,8 @@ impl Files {
             .iter()
             .filter(|group| self.unpacks(&group.paths[0]))
             .collect::<Vec<_>>();
-        entries.retain(|entry| {
-            let is_gone = !index.contains_key(&inode_of(entry));
-            !(is_gone && packed.iter().any(|group| self.adopt_packed(entry, group)))
-        });
+        // Its inode may be another file's by now.
+        entries.retain(|entry| !packed.iter().any(|group| self.adopt_packed(entry, group)));
 
         for entry in entries {
             let path = &entry.identity.path;

@@ -52,9 +52,10 @@ impl Files {
             Watching::Never => self.options.globs.scan(&mut |_| ()),
             Watching::Here(watcher) => {
                 watcher.begin();
-                self.options.globs.scan(&mut |dir| watcher.enter(dir))
+                self.options.globs.scan(&mut |place| watcher.enter(place))
             }
         };
+        self.watch_again();
         if self.watcher().is_some_and(|watcher| watcher.done()) {
             self.tell_watching();
         }

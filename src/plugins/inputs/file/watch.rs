@@ -17,6 +17,7 @@ use slog::{info, warn};
 
 use super::{
     Files, Key,
+    discovery::Place,
     identity::{HEAD, Inode, Stamp},
 };
 use crate::model::SourceId;
@@ -57,6 +58,10 @@ pub struct Watcher {
     by_key: HashMap<Key, Watch>,
     /// Directories that the present look has entered.
     entered: HashSet<PathBuf>,
+    /// What symlinks lead to, in directories that nobody looks into otherwise.
+    targets: HashSet<PathBuf>,
+    /// Files that should be watched themselves and are not, and why.
+    unwatched: HashMap<Key, String>,
     /// What is not told about, and why; the empty path: nothing is.
     gaps: BTreeMap<PathBuf, String>,
     told: Option<String>,
@@ -79,6 +84,8 @@ struct Heard {
     moved: HashSet<Watch>,
     over: HashSet<Watch>,
     overflow: bool,
+    /// A directory itself has changed.
+    look: bool,
     more: bool,
 }
 
@@ -88,7 +95,7 @@ impl Watcher {
     }
     /// All there is to know is told.
     pub fn is_whole(&self) -> bool {
-        self.gaps.is_empty() && self.watches.is_some()
+        self.gaps.is_empty() && self.unwatched.is_empty() && self.watches.is_some()
     }
     pub fn fd(&self) -> Option<Arc<OwnedFd>> {
         self.watches.as_ref().map(Watches::fd)
@@ -111,6 +118,7 @@ impl Watcher {
     /// A look at the directories begins.
     pub fn begin(&mut self) {
         self.entered.clear();
+        self.targets.clear();
         self.gaps.clear();
         if self.watches.is_none() {
             match Watches::new() {
@@ -122,7 +130,16 @@ impl Watcher {
         }
     }
     /// Before a directory is looked at: what comes after the look is told.
-    pub fn enter(&mut self, dir: &Path) {
+    pub fn enter(&mut self, place: Place<'_>) {
+        match place {
+            Place::Directory(dir) => self.enter_directory(dir),
+            Place::Target(path) => {
+                self.targets.insert(path.to_owned());
+                path.parent().into_iter().for_each(|dir| self.enter_directory(dir));
+            }
+        }
+    }
+    fn enter_directory(&mut self, dir: &Path) {
         let Some(watches) = &self.watches else { return };
         if self.entered.contains(dir) {
             return;
@@ -158,10 +175,11 @@ impl Watcher {
         self.tell()
     }
     fn tell(&mut self) -> bool {
-        let more = self.gaps.len().saturating_sub(1);
-        let told = self.gaps.values().next().map(|why| match more {
+        let all = self.gaps.values().chain(self.unwatched.values());
+        let more = (self.gaps.len() + self.unwatched.len()).saturating_sub(1);
+        let told = all.min().map(|why| match more {
             0 => why.clone(),
-            more => format!("{why} (and {more} more directories)"),
+            more => format!("{why} (and {more} more)"),
         });
         std::mem::replace(&mut self.told, told) != self.told
     }
@@ -178,17 +196,19 @@ impl Watcher {
         let Some(watches) = &self.watches else { return };
         match watches.file(file) {
             Ok(watch) => {
+                self.unwatched.remove(&key);
                 self.files.insert(watch, key);
                 self.by_key.insert(key, watch);
             }
             Err(error) => {
-                self.gaps.insert(path.to_owned(), not_watched(path, &error));
+                self.unwatched.insert(key, not_watched(path, &error));
                 self.tell();
             }
         }
     }
     pub fn forget_file(&mut self, key: Key) {
         self.suspects.remove(&key);
+        self.unwatched.remove(&key);
         if let Some(watch) = self.by_key.remove(&key)
             && self.files.remove(&watch).is_some()
         {
@@ -221,6 +241,7 @@ impl Watcher {
             self.files.remove(watch);
             for dir in self.dirs.remove(watch).into_iter().flatten() {
                 self.by_dir.remove(&dir);
+                heard.look = true;
             }
         }
         heard
@@ -305,12 +326,10 @@ impl Files {
             );
             self.next_poll = Duration::ZERO;
         }
-        let mut look = heard.overflow;
-        for watch in heard.moved.iter().chain(&heard.over) {
-            let Some(watcher) = self.watcher() else { return };
-            look |= !watcher.files.contains_key(watch);
-        }
         let Some(watcher) = self.watcher() else { return };
+        let mut look = heard.overflow || heard.look;
+        // A directory; or a file that a symlink leads to, which then leads elsewhere.
+        look |= !heard.moved.is_empty();
         let own = heard.written.keys().map(|watch| (watch, true));
         let own = own.chain(heard.moved.iter().map(|watch| (watch, false)));
         let keys = own
@@ -347,23 +366,27 @@ impl Files {
             let meta = fs::metadata(&path);
             let known = meta.as_ref().ok().and_then(|meta| {
                 let key = self.by_inode.get(&Inode::of(meta))?;
-                let tail = self.tails.get(key)?;
-                let is_it = tail.gone.is_none() && (tail.path == path || tail.aliases.contains(&path));
-                is_it.then_some((*key, Stamp::of(meta)))
+                let tail = self.tails.get(key).filter(|tail| tail.gone.is_none())?;
+                Some((*key, Stamp::of(meta), tail.path == path || tail.aliases.contains(&path)))
             });
-            match (known, named) {
-                (Some((key, stamp)), named) => self.hint(key, stamp, named.is_none(), now),
-                (None, Some(is_dir)) => {
-                    look |= self
-                        .options
-                        .globs
-                        .concerns(&path, is_dir || meta.is_ok_and(|meta| meta.is_dir()))
+            if let Some((key, stamp, _)) = known {
+                self.hint(key, stamp, named.is_none(), now);
+            }
+            let is_new = known.is_none_or(|(_, _, by_this_name)| !by_this_name);
+            look |= match named {
+                _ if !is_new => false,
+                Some(is_dir) => {
+                    let is_dir = is_dir || meta.is_ok_and(|meta| meta.is_dir());
+                    self.options.globs.concerns(&path, is_dir) || self.is_target(&path)
                 }
                 // Written to under a name that the last look did not find, or before it could.
-                (None, None) => {
-                    look |= meta.is_ok() && self.options.globs.concerns(&path, false) && !self.held_at(&path)
+                None => {
+                    known.is_none()
+                        && meta.is_ok()
+                        && self.options.globs.concerns(&path, false)
+                        && !self.unread_names.contains(&path)
                 }
-            }
+            };
         }
         if look {
             self.next_scan = self.next_scan.min(self.soonest_scan.max(now));
@@ -373,9 +396,21 @@ impl Files {
         }
         self.suspect(now);
     }
-    /// What is on the board as not read is looked at by its own rhythm.
-    fn held_at(&self, path: &Path) -> bool {
-        self.unread_names.contains(path)
+    fn is_target(&self, path: &Path) -> bool {
+        matches!(&self.watching, Watching::Here(watcher) if watcher.targets.contains(path))
+    }
+    /// Files that could not be watched: perhaps now.
+    pub(super) fn watch_again(&mut self) {
+        let Watching::Here(watcher) = &mut self.watching else {
+            return;
+        };
+        for key in watcher.unwatched.keys().copied().collect::<Vec<_>>() {
+            if let Some(tail) = self.tails.get(&key)
+                && let Some(file) = &tail.file
+            {
+                watcher.watch_file(key, file.raw(), &tail.path);
+            }
+        }
     }
     fn queue_unless_troubled(&mut self, key: Key) {
         if self.tails.get(&key).is_some_and(|tail| tail.trouble.is_none()) {
