@@ -650,13 +650,19 @@ fn hang_up_reloads_and_usr1_reopens_the_log() {
     home.agent("start").is(0);
     let pid = home.pid();
     signal(pid, Signal::SIGHUP);
-    until("a word about SIGHUP", || home.log().contains("reloaded, nothing has changed"));
+    until("a word about SIGHUP", || {
+        home.log().contains("reloaded, nothing has changed")
+    });
     let log = home.data().join("logs/agent.log");
     let moved = home.data().join("logs/moved");
     fs::rename(&log, &moved).unwrap();
     signal(pid, Signal::SIGUSR1);
     until("a new log", || home.log().contains("opened again"));
-    assert!(fs::read_to_string(&moved).unwrap().contains("reloaded, nothing has changed"));
+    assert!(
+        fs::read_to_string(&moved)
+            .unwrap()
+            .contains("reloaded, nothing has changed")
+    );
     assert_eq!(
         fs::read_link(format!("/proc/{pid}/fd/2")).unwrap(),
         log,

@@ -213,7 +213,7 @@ fn orders() {
     );
     assert_eq!(
         agent.heard(),
-        ["STOP", "REOPEN", "SET Debug Some(300s)", "SET Warning None"]
+        ["STOP", "REOPEN", "RELOAD", "SET Debug Some(300s)", "SET Warning None"]
     );
 }
 
@@ -458,7 +458,7 @@ fn writes_over_tcp_need_the_header() {
         let status = agent.member(method, path, &[("x-agent", "")], b"").status;
         assert!((200..300).contains(&status), "{method} {path}: {status}");
     }
-    assert_eq!(agent.heard(), ["STOP", "REOPEN", "SET Debug None"]);
+    assert_eq!(agent.heard(), ["STOP", "REOPEN", "RELOAD", "SET Debug None"]);
 }
 
 #[test]
