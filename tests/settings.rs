@@ -483,7 +483,7 @@ input = { plugin = 'null' }
             "agent.toml:37: pipeline[1].name: missing, required",
             "agent.toml:38: pipeline[1].input: unknown input plugin `nill`, accepted: file, stdin",
             "agent.toml:39: pipeline[1].filters: found \"valid\", accepted: a list as in [{ plugin = \"name\" }]",
-            "agent.toml:40: pipeline[1].outputs[0]: unknown output plugin `stdut`, accepted: logr, null, stdout; did you mean `stdout`?",
+            "agent.toml:40: pipeline[1].outputs[0]: unknown output plugin `stdut`, accepted: logr, null, stdout, tcp; did you mean `stdout`?",
             "agent.toml:40: pipeline[1].outputs[1]: unknown output plugin `null:v9`, accepted: null:v1",
             "agent.toml:40: pipeline[1].outputs[2]: found `NULL`, accepted is a plugin as `name` or `name:tag`, for example `file:v1`",
             "agent.toml:41: pipeline[2].outputs: missing, required: at least one, as in [{ plugin = \"stdout\" }]",
@@ -680,7 +680,7 @@ fn half_a_pipeline() {
     );
     case().toml("[output.lgor]\npath = '/a'\n").typed(&["-input=stdin", "-output=null"]).says(
         78,
-        &["agent.toml:1: output.lgor: unknown output plugin `lgor`, accepted: logr, null, stdout; did you mean `logr`?"],
+        &["agent.toml:1: output.lgor: unknown output plugin `lgor`, accepted: logr, null, stdout, tcp; did you mean `logr`?"],
     );
     case().typed(&["-input=fiel", "-output=null"]).says(
         64,
@@ -829,7 +829,7 @@ fn examples_are_valid() {
         assert!(!settings.pipelines.is_empty() && settings.config == Some(path));
         seen += 1;
     }
-    assert_eq!(seen, 2);
+    assert_eq!(seen, 3);
 }
 
 // ---- any input

@@ -120,7 +120,7 @@ impl Filter for Grep {
 mod tests {
     use proptest::prelude::*;
 
-    use super::{super::testing::*, *};
+    use super::super::testing::*;
 
     #[test]
     fn keeps_and_drops() {
