@@ -137,7 +137,7 @@ fn resources() {
             "/api/v1/pipelines",
             json!({ "pipelines": [{
                 "name": "default", "input": "file:v2", "filters": ["valid:v1"], "events_in": 10, "bytes_in": 1000,
-                "filtered": 1, "ended": false, "error": null,
+                "filtered": 1, "ended": false, "error": null, "note": null,
                 "outputs": [{
                     "name": "logr", "plugin": "logr:v1", "when_full": "block", "breaker": "open", "delivered": 4,
                     "dropped": 2, "dead": 1, "waiting": 2, "difference": 0, "error": "no space left",

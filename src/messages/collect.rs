@@ -47,6 +47,8 @@ pub struct CollectorView {
     /// By an output's number: events, less those that were filtered away, that came before it joined.
     pub missed: Vec<u64>,
     pub error: Option<String>,
+    /// How the input reads at present, if an operator should know.
+    pub note: Option<String>,
     pub checkpoint_error: Option<String>,
     /// What is unsettled is still at its source.
     pub rewinds: bool,

@@ -155,6 +155,8 @@ pub struct PipelineView {
     pub ended: bool,
     /// Why the input cannot be read at present.
     pub error: Option<String>,
+    /// How the input reads at present, if an operator should know: it polls, and why.
+    pub note: Option<String>,
     pub checkpoint_error: Option<String>,
     /// Events read and not yet settled by every output that blocks.
     pub unsettled: u64,

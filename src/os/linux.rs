@@ -1,8 +1,9 @@
-//! Linux: clocks, machine, and (in the files below) processes, private files and locks, local sockets, the way into the background.
+//! Linux: clocks, machine, and (in the files below) processes, private files and locks, local sockets, watched directories, the way into the background.
 mod background;
 mod files;
 mod process;
 mod sockets;
+mod watches;
 
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ pub use process::{
     Process, close_inherited, own_uid, prepare_signals, raise_open_files, redirect_stderr, release_code, set_nice,
 };
 pub use sockets::{LocalAddress, bind_private, keep_alive, unacknowledged};
+pub use watches::{Hint, Watch, Watches, foreign_file_system};
 
 /// Time since boot, suspend included.
 pub fn since_boot() -> Duration {

@@ -368,6 +368,7 @@ answers! {
         ended: false,
         error: None,
         checkpoint_error: None,
+        note: None,
         unsettled: 0,
         rewinds: true,
         outputs: vec![OutputView {

@@ -17,7 +17,10 @@ use futures_util::{
     future::{AbortHandle, abortable},
     stream,
 };
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
+};
 
 pub use self::reload::{InputHeir, Links};
 use self::{checkpoints::lock, reload::Missed};
@@ -34,7 +37,7 @@ use crate::{
         receipt::{Fate, Receipt},
     },
     model::{Batch, Chunk, Lane, Outcome},
-    plugins::inputs::{Input, InputError, Next, Want},
+    plugins::inputs::{Input, InputError, News, Next, Want},
 };
 
 /// Batches that may be under way: 8 keep all stages busy, and so few buffers stay in the processor's cache (16: 10 % slower).
@@ -87,6 +90,7 @@ pub struct Collector {
     falls: Falls,
     errors_in_a_row: u32,
     error: Option<String>,
+    note: Option<String>,
     checkpoint_error: Option<String>,
     unwritten: bool, // settled marks that the journal's file does not have yet
     unsynced: bool,
@@ -185,6 +189,7 @@ impl Collector {
             falls: Falls::new(Restarts::DATA),
             errors_in_a_row: 0,
             error: None,
+            note: None,
             checkpoint_error: None,
             unwritten: false,
             unsynced: false,
@@ -274,6 +279,7 @@ impl Handler<ObserveCollector> for Collector {
             waiting: vec![0; self.parts.outputs as usize],
             missed: vec![0; self.parts.outputs as usize],
             error: self.error.clone(),
+            note: self.note.clone(),
             checkpoint_error: self.checkpoint_error.clone(),
             rewinds: self.parts.rewinds,
             ..CollectorView::default()
@@ -423,6 +429,9 @@ impl Collector {
             self.ended = true;
             return self.pump(ctx);
         };
+        if self.note.as_deref() != input.note() {
+            self.note = input.note().map(str::to_owned);
+        }
         self.input = Some(input);
         let mut bytes = 0;
         for chunk in chunks {
@@ -454,7 +463,10 @@ impl Collector {
                 self.checkpoint_later(ctx);
                 match next {
                     Next::More => {}
-                    Next::Idle(wait) => self.rest(wait, ctx),
+                    Next::Idle(wait) => match self.input.as_ref().and_then(|input| input.news()) {
+                        Some(news) => self.rest_or_hear(wait, news, ctx),
+                        None => self.rest(wait, ctx),
+                    },
                     Next::Ended => self.ended = true,
                 }
             }
@@ -473,6 +485,26 @@ impl Collector {
             }
         }
         self.pump(ctx);
+    }
+    /// Rests until there are news, but for the first moment: what comes in that one is read together.
+    fn rest_or_hear(&mut self, wait: Duration, News { fd, rest }: News, ctx: &mut Context<Self>) {
+        self.resting = true;
+        let rest = rest.min(wait);
+        let heard = async move {
+            tokio::time::sleep(rest).await;
+            let heard = async {
+                // SAFETY: an `Arc<OwnedFd>` names one descriptor, open for as long as it lives.
+                match unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) } {
+                    Ok(fd) => drop(fd.readable().await),
+                    Err(_) => std::future::pending().await, // then the wait is as long as was said
+                }
+            };
+            let _ = tokio::time::timeout(wait - rest, heard).await;
+        };
+        ctx.spawn(heard.into_actor(self).map(|(), me, ctx| {
+            me.resting = false;
+            me.pump(ctx);
+        }));
     }
     fn rest(&mut self, wait: Duration, ctx: &mut Context<Self>) {
         self.resting = true;

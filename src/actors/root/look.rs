@@ -79,6 +79,7 @@ impl Pipeline {
             filtered,
             ended: collector.ended,
             error: collector.error.clone(),
+            note: collector.note.clone(),
             checkpoint_error: collector.checkpoint_error.clone(),
             unsettled: collector.unsettled,
             rewinds: collector.rewinds,

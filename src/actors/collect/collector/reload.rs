@@ -111,7 +111,8 @@ impl Collector {
         self.parts.rewinds = input.rewinds();
         let before = self.input.replace(input);
         actix_rt::task::spawn_blocking(move || drop(before)); // it may wait for a disk
-        (self.ended, self.errors_in_a_row, self.error) = (false, 0, None);
+        (self.ended, self.errors_in_a_row, self.error, self.note) = (false, 0, None, None);
+        self.resting = false; // it was the old one's; its timer may wake the heir once too early
         self.falls.over(&self.parts.pulse);
         self.await_heir.tell(());
         self.pump(ctx);

@@ -15,6 +15,7 @@ use super::{
     identity::{ENOUGH_WITHOUT_INODE, Head, Inode, Stamp, fits, head_of},
     keep::open_regular,
     reconcile::Group,
+    source::fits_file,
 };
 use crate::{checkpoint::Entry, model::Progress};
 
@@ -75,6 +76,13 @@ impl Files {
             !there.is_some_and(|i| self.adopt(entry, &groups[*i], false))
         });
 
+        let packed = groups
+            .iter()
+            .filter(|group| self.unpacks(&group.paths[0]))
+            .collect::<Vec<_>>();
+        // Its inode may be another file's by now.
+        entries.retain(|entry| !packed.iter().any(|group| self.adopt_packed(entry, group)));
+
         for entry in entries {
             let path = &entry.identity.path;
             if index.contains_key(&inode_of(&entry)) {
@@ -121,7 +129,8 @@ impl Files {
             return false;
         }
         let head = head_of(&entry.identity);
-        let same = open_regular(&group.paths[0]).and_then(|file| fits(&file, &head, &entry.settled));
+        let (path, unpack) = (&group.paths[0], self.options.read_compressed);
+        let same = open_regular(path).and_then(|file| fits_file(path, unpack, file, &head, &entry.settled));
         if !same.unwrap_or(anyway) {
             return false;
         }
@@ -157,7 +166,7 @@ impl Files {
     }
 }
 
-fn inode_of(entry: &Entry) -> Inode {
+pub fn inode_of(entry: &Entry) -> Inode {
     Inode {
         device: entry.identity.device,
         number: entry.identity.inode,

@@ -8,7 +8,6 @@ use super::{
 };
 use crate::{
     model::Progress,
-    os,
     plugins::framing::{CHUNK, Counts, Fed, Framer, Framing, LONGEST_MARK, Plan, Pool, leading_nuls},
 };
 
@@ -16,13 +15,15 @@ use crate::{
 #[derive(Default)]
 pub struct OpenRecord {
     /// None: nothing is kept of it.
-    framer: Option<Framer>,
+    framer: Option<Box<Framer>>,
     /// How far the file was taken in when it was read to its end.
     fed: Option<Progress>,
     /// It waits for more lines, whether they are kept or not.
     pub waits: bool,
     /// It has waited for long enough.
     pub flush: bool,
+    /// Something was taken in at the last step.
+    pub grew: bool,
 }
 impl OpenRecord {
     pub fn forget_lines(&mut self) {
@@ -35,21 +36,39 @@ impl Tail {
     pub(super) fn step_records(&mut self, plan: &Arc<Plan>, pool: &mut Pool, room: usize) -> io::Result<Step> {
         let known = self.record.framer.take(); // after an error it is read again
         let Some(file) = &self.file else { return Ok(Step::End) };
-        let stamp = Stamp::of(&file.metadata()?);
-        let fed = known.as_ref().map_or(0, Framer::at);
-        if stamp.size < fed.max(self.at.offset) || !(self.checked || self.head.fits(file)?) {
+        let raw = Stamp::of(&file.metadata()?);
+        let fed = known.as_deref().map_or(0, Framer::at).max(self.at.offset);
+        let from = match self.ahead {
+            Some(Ahead::Nuls(from)) => from,
+            _ => fed,
+        };
+        let most = known
+            .as_deref()
+            .map_or(plan.rules.max_line * 8 + (1 << 19), Framer::most_line);
+        let Some(size) = file.reach(from, from + (most + 2 * CHUNK) as u64, &raw)? else {
+            self.record.framer = known;
+            return Ok(Step::Busy(Counts::default()));
+        };
+        self.seen = raw;
+        let stamp = Stamp { size, ..raw };
+        if stamp.size < fed || !(self.checked || self.head.fits(file)?) {
             return Ok(Step::Replaced);
         }
-        // The lines of the open record are compared, too: they were read, but are not behind the place.
+        // The lines of the open record are compared, too: they were read, but are not behind the place. What is packed does not change while
+        // it is read, and its window lies far back.
         let kept = self.record.fed.take().filter(|_| known.is_some());
-        for at in kept.iter().chain([&self.at]) {
+        let looks = kept
+            .iter()
+            .chain([&self.at])
+            .filter(|_| known.is_none() || !file.is_packed());
+        for at in looks {
             if Window::check(file, at)?.is_none() {
                 return Ok(Step::Replaced);
             }
         }
         self.checked = true;
         self.size = stamp.size;
-        self.record.flush &= self.read_to_end == Some(stamp);
+        self.record.flush &= self.read_to_end == Some(raw);
         let framer = match known {
             Some(framer) => framer,
             None => {
@@ -57,8 +76,8 @@ impl Tail {
                 let read = identity::read_full(file, &mut start, 0)?;
                 let more = read < start.len() && !self.flush;
                 match plan.framer(&start[..read], more, self.at.offset) {
-                    Some(framer) => framer,
-                    None => return Ok(self.end(&stamp, read > 0)),
+                    Some(framer) => Box::new(framer),
+                    None => return Ok(self.end(read > 0)),
                 }
             }
         };
@@ -67,7 +86,7 @@ impl Tail {
             _ => self.feed(framer, &stamp, pool, room),
         }
     }
-    fn feed(&mut self, mut framer: Framer, stamp: &Stamp, pool: &mut Pool, room: usize) -> io::Result<Step> {
+    fn feed(&mut self, mut framer: Box<Framer>, stamp: &Stamp, pool: &mut Pool, room: usize) -> io::Result<Step> {
         let Some(file) = &self.file else { return Ok(Step::End) };
         let (offset, left) = (framer.at(), stamp.size.saturating_sub(framer.at()));
         let mut want = left.min(room.clamp(1, CHUNK) as u64) as usize;
@@ -79,18 +98,19 @@ impl Tail {
             match framer.feed(&text) {
                 Fed::Took(_) => {
                     pool.lend(text); // nobody else has it: free at once
+                    self.record.grew = true;
                     return self.give(framer);
                 }
                 Fed::Unfinished if read == want && (want as u64) < left && want < framer.most_line() => {
                     want = left.min(framer.most_line() as u64) as usize;
                 }
-                Fed::Unfinished => return self.records_end(framer, stamp, &text),
+                Fed::Unfinished => return self.records_end(framer, &text),
                 Fed::Nuls => return self.search_hole_end(framer, offset + leading_nuls(&text) as u64, stamp),
             }
         }
     }
     /// What is complete, if anything is.
-    fn give(&mut self, mut framer: Framer) -> io::Result<Step> {
+    fn give(&mut self, mut framer: Box<Framer>) -> io::Result<Step> {
         let Some(file) = &self.file else { return Ok(Step::End) };
         let ready = framer.ready(self.at.offset);
         let step = match ready {
@@ -100,7 +120,7 @@ impl Tail {
         self.record.framer = Some(framer);
         Ok(step)
     }
-    fn records_end(&mut self, mut framer: Framer, stamp: &Stamp, rest: &[u8]) -> io::Result<Step> {
+    fn records_end(&mut self, mut framer: Box<Framer>, rest: &[u8]) -> io::Result<Step> {
         let Some(file) = &self.file else { return Ok(Step::End) };
         if self.flush && !(rest.is_empty() && framer.is_idle()) {
             framer.flush(Some(rest));
@@ -116,16 +136,17 @@ impl Tail {
             fed: Some(identity::place(file, framer.at())?),
             waits,
             flush: false,
+            grew: false,
             framer: (!framer.is_idle()).then_some(framer),
         };
-        Ok(self.end(stamp, partial))
+        Ok(self.end(partial))
     }
     /// Looks for what follows NULs at the start of a line. While there is nothing they count as not written yet.
-    fn search_hole_end(&mut self, mut framer: Framer, from: u64, stamp: &Stamp) -> io::Result<Step> {
+    fn search_hole_end(&mut self, mut framer: Box<Framer>, from: u64, stamp: &Stamp) -> io::Result<Step> {
         let Some(file) = &self.file else { return Ok(Step::End) };
-        let from = os::next_data(file, from)?.unwrap_or(stamp.size);
+        let from = file.next_data(from)?.unwrap_or(stamp.size);
         if from >= stamp.size {
-            return self.records_end(framer, stamp, &[]);
+            return self.records_end(framer, &[]);
         }
         let mut bytes = vec![0; CHUNK.min((stamp.size - from) as usize)];
         let read = identity::read_full(file, &mut bytes, from)?;
@@ -141,11 +162,10 @@ impl Tail {
 }
 
 /// Where a first read begins if what is there is to be left out: behind the last whole line.
-pub fn last_line_end(file: &File, framing: &Framing) -> io::Result<Progress> {
+pub fn last_line_end(file: &File, size: u64, framing: &Framing) -> io::Result<Progress> {
     let Some(plan) = &framing.plan else {
-        return last_line_start(file, framing.rules.max_line);
+        return last_line_start(file, size, framing.rules.max_line);
     };
-    let size = file.metadata()?.len();
     let mut start = [0; LONGEST_MARK];
     let read = identity::read_full(file, &mut start, 0)?;
     let Some(framer) = plan.framer(&start[..read], false, 0) else {
@@ -179,7 +199,7 @@ mod tests {
         model::Progress,
         plugins::{
             framing::tests::{cases, framing, reference},
-            inputs::file::tail::tests::tail,
+            inputs::file::{source::Source, tail::tests::tail},
         },
     };
 
@@ -204,7 +224,7 @@ mod tests {
                     0 => reader = tail(open(), reader.at, &framing),
                     1 => {
                         reader.close();
-                        reader.file = Some(open());
+                        reader.file = Some(Source::new(open(), false).unwrap());
                     }
                     _ => {}
                 }
@@ -231,7 +251,9 @@ mod tests {
         let end = |options, text: &[u8]| {
             let mut file = tempfile::tempfile().unwrap();
             file.write_all(text).unwrap();
-            last_line_end(&file, &framing(&options)).unwrap().offset
+            last_line_end(&file, text.len() as u64, &framing(&options))
+                .unwrap()
+                .offset
         };
         let wide = json!({"encoding": "utf-16le"});
         assert_eq!(end(wide.clone(), b"\xFF\xFEa\0\n\0b\0"), 6);

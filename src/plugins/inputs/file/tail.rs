@@ -8,10 +8,10 @@ use super::{
     Key,
     identity::{self, Head, Inode, Stamp, Window},
     records::OpenRecord,
+    source::Source,
 };
 use crate::{
     model::{Events, Host, Origin, Progress, SourceId},
-    os,
     plugins::framing::{CHUNK, Counts, Framing, OnLongLine, Pool, Rules, UTF8_MARK, leading_nuls},
 };
 
@@ -32,7 +32,7 @@ pub struct Tail {
     pub listed: Stamp,
     /// Bears the name under which its lines were written; a rotation does not change it.
     pub origin: Arc<Origin>,
-    pub file: Option<File>,
+    pub file: Option<Source>,
     /// What it looked like when all of it had been read.
     pub read_to_end: Option<Stamp>,
     /// It was compared with what it is known by since the last pause.
@@ -44,6 +44,8 @@ pub struct Tail {
     /// With other framings than plain lines.
     pub record: OpenRecord,
     pub(super) ahead: Option<Ahead>,
+    /// What it looked like at the last step.
+    pub(super) seen: Stamp,
     /// It is in the queue of files to read.
     pub queued: bool,
     /// Steady time at which something of it was last read, or seen to change.
@@ -52,6 +54,10 @@ pub struct Tail {
     /// What stood under this name before: read that to its end first.
     pub after: Option<Key>,
     pub trouble: Option<Trouble>,
+    /// Left out for its age: what is before its place was not read, and is not.
+    pub aged: bool,
+    /// Closed because too many were open.
+    pub made_room: bool,
     /// When the journal was last told that it is there, in seconds since 1970.
     pub stamped: i64,
 }
@@ -129,11 +135,14 @@ impl Tail {
             flush: false,
             record: OpenRecord::default(),
             ahead: None,
+            seen: Stamp::default(),
             queued: false,
             active: Duration::ZERO,
             gone: None,
             after: None,
             trouble: None,
+            aged: false,
+            made_room: false,
             stamped: 0,
         }
     }
@@ -164,9 +173,25 @@ impl Tail {
     /// `at`. The file must be open.
     fn step_lines(&mut self, rules: &Rules, pool: &mut Pool, room: usize) -> io::Result<Step> {
         let Some(file) = &self.file else { return Ok(Step::End) };
-        let stamp = Stamp::of(&file.metadata()?);
+        let raw = Stamp::of(&file.metadata()?);
+        let from = match self.ahead {
+            Some(Ahead::Nuls(from) | Ahead::Line(from)) => from,
+            None => self.at.offset,
+        };
+        let Some(size) = file.reach(from, from + (rules.max_line + 2 * CHUNK) as u64, &raw)? else {
+            return Ok(Step::Busy(Counts::default()));
+        };
+        self.seen = raw;
+        let stamp = Stamp { size, ..raw };
         if stamp.size < self.at.offset || !(self.checked || self.head.fits(file)?) {
             return Ok(Step::Replaced);
+        }
+        if file.is_packed() && self.ahead.is_some() {
+            // It does not change, and its window lies far back.
+            return match self.ahead {
+                Some(Ahead::Nuls(from)) => self.search_text(from, &stamp),
+                _ => self.search_line_end(from, &stamp, rules),
+            };
         }
         let Some(window) = Window::check(file, &self.at)? else {
             return Ok(Step::Replaced);
@@ -192,7 +217,7 @@ impl Tail {
         let mut alone = false;
         let mut text = loop {
             if want == 0 {
-                return Ok(self.end(&stamp, false));
+                return Ok(self.end(false));
             }
             let mut text = pool.take(want);
             fail::fail_point!("file-read");
@@ -239,21 +264,21 @@ impl Tail {
             let (events, counts) = rules.close(&text);
             return Ok(Step::Read(events, counts, window.after(offset, &text)));
         }
-        Ok(self.end(&stamp, !text.is_empty()))
+        Ok(self.end(!text.is_empty()))
     }
 
-    pub(super) fn end(&mut self, stamp: &Stamp, partial: bool) -> Step {
-        (self.read_to_end, self.checked, self.partial) = (Some(*stamp), false, partial);
+    pub(super) fn end(&mut self, partial: bool) -> Step {
+        (self.read_to_end, self.checked, self.partial) = (Some(self.seen), false, partial);
         Step::End
     }
     /// Looks for the first byte that is not NUL. While there is none they count as not written yet: some writers reserve space.
     fn search_text(&mut self, from: u64, stamp: &Stamp) -> io::Result<Step> {
         let Some(file) = &self.file else { return Ok(Step::End) };
-        let from = os::next_data(file, from)?.unwrap_or(stamp.size);
+        let from = file.next_data(from)?.unwrap_or(stamp.size);
         if from >= stamp.size {
             // Searched again from here when it has grown, and from the start when it was overwritten.
             self.ahead = None;
-            return Ok(self.end(stamp, false));
+            return Ok(self.end(false));
         }
         let mut bytes = vec![0; CHUNK.min((stamp.size - from) as usize)];
         let read = identity::read_full(file, &mut bytes, from)?;
@@ -279,7 +304,7 @@ impl Tail {
                 return Ok(Step::Busy(Counts::default()));
             }
             None if self.flush => from,
-            None => return Ok(self.end(stamp, true)),
+            None => return Ok(self.end(true)),
         };
         let mut start = vec![0; rules.max_line + 1];
         let read = identity::read_full(file, &mut start, self.at.offset)?;
@@ -293,8 +318,7 @@ impl Tail {
 }
 
 /// Where a first read begins if what is there is to be left out: behind the last whole line.
-pub fn last_line_start(file: &File, max_line: usize) -> io::Result<Progress> {
-    let size = file.metadata()?.len();
+pub fn last_line_start(file: &File, size: u64, max_line: usize) -> io::Result<Progress> {
     let mut bytes = vec![0; CHUNK];
     let mut end = size;
     while end > size.saturating_sub((max_line + CHUNK) as u64) {
@@ -338,7 +362,7 @@ pub(super) mod tests {
             host(),
             framing,
         );
-        tail.file = Some(file);
+        tail.file = Some(Source::new(file, false).unwrap());
         tail
     }
     proptest! {
@@ -383,7 +407,7 @@ pub(super) mod tests {
         let start = |text: &[u8], max_line| {
             let mut file = tempfile::tempfile().unwrap();
             file.write_all(text).unwrap();
-            last_line_start(&file, max_line).unwrap().offset
+            last_line_start(&file, text.len() as u64, max_line).unwrap().offset
         };
         assert_eq!(start(b"", 10), 0);
         assert_eq!(start(b"half", 10), 0);
