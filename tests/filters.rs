@@ -52,8 +52,10 @@ fn each_example_of_the_page_prints_what_the_page_says() {
         let done = Command::new("sh")
             .args(["-c", &blocks[2].1])
             .current_dir(place.path(""))
-            .env("PATH", &path);
-        let done = done.stdin(Stdio::null()).output().unwrap();
+            .env("PATH", &path)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
         let err = String::from_utf8_lossy(&done.stderr);
         assert_eq!((done.status.code(), &*err), (Some(0), ""), "{name}");
         assert_eq!(

@@ -237,7 +237,7 @@ fn flags_and_tables_make_the_default_pipeline() {
     // A flag picks, and a table under the very tag comes before the plain one.
     assert_eq!(
         names(&case().toml(tables).typed(&["-output=logr"]).loaded()),
-        ["default: file:v1 >  > logr:v1"]
+        ["default: file:v2 >  > logr:v1"]
     );
     let tagged = format!("{tables}[input.\"file:v1\"]\npaths = ['/tagged']\n");
     let settings = case().toml(&tagged).typed(&["-input=file:v1"]).loaded();
@@ -829,7 +829,7 @@ fn examples_are_valid() {
         assert!(!settings.pipelines.is_empty() && settings.config == Some(path));
         seen += 1;
     }
-    assert_eq!(seen, 3);
+    assert_eq!(seen, 5);
 }
 
 // ---- any input

@@ -546,7 +546,7 @@ mod tests {
             ),
             (
                 "strat",
-                "unknown command `strat`, accepted: start, stop, restart, status, version, check, plugins, try, files, why, doctor, \
+                "unknown command `strat`, accepted: start, stop, restart, reload, status, version, check, plugins, try, files, why, doctor, \
                  log-level, help; did you mean `start`?",
             ),
             (

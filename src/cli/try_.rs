@@ -145,7 +145,7 @@ impl Trial {
         bytes.push(b'\n');
         let ends = vec![bytes.len() as u32];
         let mut events = Events::new(bytes.into(), ends);
-        let mut gone = None;
+        let (mut gone, mut fell) = (None, false);
         for (label, filter, _) in &mut self.filters {
             let mut dropped = Dropped::new();
             let input = events.clone();
@@ -153,6 +153,7 @@ impl Trial {
                 Ok(left) => events = left,
                 // As the agent does it in the end.
                 Err(_) => {
+                    fell = true;
                     gone = Some((label.clone(), "panic, to the dead letter"));
                     break;
                 }
@@ -162,7 +163,9 @@ impl Trial {
                 break;
             }
         }
-        self.filters.iter_mut().for_each(|(_, filter, _)| filter.commit());
+        if !fell {
+            self.filters.iter_mut().for_each(|(_, filter, _)| filter.commit());
+        }
         let notes = self.filters.iter().map(|(label, _, notes)| (label, notes.take()));
         let passed = notes.flat_map(|(label, notes)| notes.into_iter().map(|note| (label.clone(), note)));
         let passed = passed.collect::<Vec<_>>();

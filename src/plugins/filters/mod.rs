@@ -253,6 +253,7 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })] // each makes all filters twice
         /// Every filter, over what its example shows and noise, cut into batches anyhow and with every third pass lost before its
         /// commit: the same events and the same counts.
         #[test]

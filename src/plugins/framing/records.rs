@@ -235,12 +235,14 @@ impl Framer {
         let open = self.streams.iter().filter_map(Open::start);
         let open = open.chain(self.passing.iter().map(|passing| passing.start));
         let mut safe = open.fold(self.at, u64::min);
-        // Nor may it lie inside of what is complete.
-        loop {
-            let across = self.done.iter().filter(|done| done.span.0 < safe && done.span.1 > safe);
-            match across.map(|done| done.span.0).min() {
-                Some(start) => safe = start,
-                None => break,
+        // Nor may it lie inside of what is complete. From the last end backwards: what ends before the place cannot lie across a lower one
+        // that an earlier end has asked for.
+        let lies_across = |(start, end): (u64, u64), place: u64| start < place && end > place;
+        if self.done.iter().any(|done| lies_across(done.span, safe)) {
+            let mut spans = self.done.iter().map(|done| done.span).collect::<Vec<_>>();
+            spans.sort_unstable_by_key(|(_, end)| std::cmp::Reverse(*end));
+            for span in spans {
+                safe = if lies_across(span, safe) { span.0 } else { safe };
             }
         }
         if safe <= self.told {

@@ -276,6 +276,7 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })] // each compiles the patterns
         #[test]
         fn every_valid_card_goes_and_no_other(first in 2..=6u8, rest in prop::collection::vec(0..10u8, 11..17), check: u8, group in prop::option::of(3..6usize)) {
             let mut digits = vec![first];

@@ -430,6 +430,10 @@ impl Files {
                 FileState::Leaving,
                 "renamed out of sight, is read to its end".to_owned(),
             ),
+            (None, None) if tail.record.waits && !tail.queued => (
+                FileState::Tailing,
+                "its last event waits for its end, or for the timeout".to_owned(),
+            ),
             (None, None) if tail.file.is_some() || tail.queued => (FileState::Tailing, String::new()),
             (None, None) if tail.aged => (
                 FileState::Skipped,

@@ -423,6 +423,9 @@ impl Files {
         let Some(tail) = self.tails.get_mut(&key) else {
             return false;
         };
+        if std::mem::take(&mut tail.record.grew) {
+            tail.active = now; // even if nothing of it is complete
+        }
         match step {
             Ok(Step::Read(events, counts, at)) => {
                 let mark = Mark {

@@ -15,13 +15,15 @@ use crate::{
 #[derive(Default)]
 pub struct OpenRecord {
     /// None: nothing is kept of it.
-    framer: Option<Framer>,
+    framer: Option<Box<Framer>>,
     /// How far the file was taken in when it was read to its end.
     fed: Option<Progress>,
     /// It waits for more lines, whether they are kept or not.
     pub waits: bool,
     /// It has waited for long enough.
     pub flush: bool,
+    /// Something was taken in at the last step.
+    pub grew: bool,
 }
 impl OpenRecord {
     pub fn forget_lines(&mut self) {
@@ -35,26 +37,31 @@ impl Tail {
         let known = self.record.framer.take(); // after an error it is read again
         let Some(file) = &self.file else { return Ok(Step::End) };
         let raw = Stamp::of(&file.metadata()?);
-        let fed = known.as_ref().map_or(0, Framer::at);
+        let fed = known.as_deref().map_or(0, Framer::at).max(self.at.offset);
         let from = match self.ahead {
-            Some(Ahead::Nuls(from) | Ahead::Line(from)) => from,
-            None => self.at.offset,
+            Some(Ahead::Nuls(from)) => from,
+            _ => fed,
         };
-        let far = from.max(fed) + (2 * plan.rules.max_line + 2 * CHUNK) as u64; // a line may take more bytes than its text
-        let Some(size) = file.reach(from, far, &raw)? else {
+        let most = known
+            .as_deref()
+            .map_or(plan.rules.max_line * 8 + (1 << 19), Framer::most_line);
+        let Some(size) = file.reach(from, from + (most + 2 * CHUNK) as u64, &raw)? else {
             self.record.framer = known;
             return Ok(Step::Busy(Counts::default()));
         };
         self.seen = raw;
         let stamp = Stamp { size, ..raw };
-        if stamp.size < fed.max(self.at.offset) || !(self.checked || self.head.fits(file)?) {
+        if stamp.size < fed || !(self.checked || self.head.fits(file)?) {
             return Ok(Step::Replaced);
         }
-        // The lines of the open record are compared, too: they were read, but are not behind the place.
+        // The lines of the open record are compared, too: they were read, but are not behind the place. What is packed does not change while
+        // it is read, and its window lies far back.
         let kept = self.record.fed.take().filter(|_| known.is_some());
-        // What is packed does not change, and its windows may lie far back.
-        let compare = !(file.is_packed() && self.checked);
-        for at in kept.iter().chain([&self.at]).filter(|_| compare) {
+        let looks = kept
+            .iter()
+            .chain([&self.at])
+            .filter(|_| known.is_none() || !file.is_packed());
+        for at in looks {
             if Window::check(file, at)?.is_none() {
                 return Ok(Step::Replaced);
             }
@@ -69,7 +76,7 @@ impl Tail {
                 let read = identity::read_full(file, &mut start, 0)?;
                 let more = read < start.len() && !self.flush;
                 match plan.framer(&start[..read], more, self.at.offset) {
-                    Some(framer) => framer,
+                    Some(framer) => Box::new(framer),
                     None => return Ok(self.end(read > 0)),
                 }
             }
@@ -79,7 +86,7 @@ impl Tail {
             _ => self.feed(framer, &stamp, pool, room),
         }
     }
-    fn feed(&mut self, mut framer: Framer, stamp: &Stamp, pool: &mut Pool, room: usize) -> io::Result<Step> {
+    fn feed(&mut self, mut framer: Box<Framer>, stamp: &Stamp, pool: &mut Pool, room: usize) -> io::Result<Step> {
         let Some(file) = &self.file else { return Ok(Step::End) };
         let (offset, left) = (framer.at(), stamp.size.saturating_sub(framer.at()));
         let mut want = left.min(room.clamp(1, CHUNK) as u64) as usize;
@@ -91,6 +98,7 @@ impl Tail {
             match framer.feed(&text) {
                 Fed::Took(_) => {
                     pool.lend(text); // nobody else has it: free at once
+                    self.record.grew = true;
                     return self.give(framer);
                 }
                 Fed::Unfinished if read == want && (want as u64) < left && want < framer.most_line() => {
@@ -102,7 +110,7 @@ impl Tail {
         }
     }
     /// What is complete, if anything is.
-    fn give(&mut self, mut framer: Framer) -> io::Result<Step> {
+    fn give(&mut self, mut framer: Box<Framer>) -> io::Result<Step> {
         let Some(file) = &self.file else { return Ok(Step::End) };
         let ready = framer.ready(self.at.offset);
         let step = match ready {
@@ -112,7 +120,7 @@ impl Tail {
         self.record.framer = Some(framer);
         Ok(step)
     }
-    fn records_end(&mut self, mut framer: Framer, rest: &[u8]) -> io::Result<Step> {
+    fn records_end(&mut self, mut framer: Box<Framer>, rest: &[u8]) -> io::Result<Step> {
         let Some(file) = &self.file else { return Ok(Step::End) };
         if self.flush && !(rest.is_empty() && framer.is_idle()) {
             framer.flush(Some(rest));
@@ -128,12 +136,13 @@ impl Tail {
             fed: Some(identity::place(file, framer.at())?),
             waits,
             flush: false,
+            grew: false,
             framer: (!framer.is_idle()).then_some(framer),
         };
         Ok(self.end(partial))
     }
     /// Looks for what follows NULs at the start of a line. While there is nothing they count as not written yet.
-    fn search_hole_end(&mut self, mut framer: Framer, from: u64, stamp: &Stamp) -> io::Result<Step> {
+    fn search_hole_end(&mut self, mut framer: Box<Framer>, from: u64, stamp: &Stamp) -> io::Result<Step> {
         let Some(file) = &self.file else { return Ok(Step::End) };
         let from = file.next_data(from)?.unwrap_or(stamp.size);
         if from >= stamp.size {
