@@ -190,8 +190,18 @@ impl Model {
     }
 }
 
+/// `make soak` wants more.
+fn config() -> ProptestConfig {
+    let cases = std::env::var("PROPTEST_CASES")
+        .ok()
+        .and_then(|cases| cases.parse().ok());
+    ProptestConfig {
+        failure_persistence: None,
+        ..ProptestConfig::with_cases(cases.unwrap_or(60))
+    }
+}
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(60) })]
+    #![proptest_config(config())]
     #[test]
     fn as_the_model_says(steps in proptest::collection::vec((step(), any::<bool>()), 1..40)) {
         let mut model = Model::new();
