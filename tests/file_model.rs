@@ -93,7 +93,7 @@ impl Model {
     }
     fn append(&mut self, count: usize) {
         self.rig
-            .append("a.log", &lines(&self.id(), self.seq + 1..=self.seq + count));
+            .append("a.log", lines(&self.id(), self.seq + 1..=self.seq + count));
         self.seq += count;
     }
     /// The present file is complete.
