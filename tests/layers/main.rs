@@ -70,6 +70,8 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("clock", &["os"]),
     ("metrics", &["os"]),
     ("model", &[]),
+    ("model::job", &["schedule"]), // a job that cannot be due is no job
+    ("schedule", &[]),
     ("os", &[]),
     ("retry", &[]),
 ];
