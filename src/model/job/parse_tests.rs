@@ -50,10 +50,10 @@ fn every_field() {
         ..Limits::default()
     };
     let value = r#"{"task_id": "other", "name": "Backup", "cmd": "x", "type": "schedule", "express": "0 1 * * *", "status": "pause",
-        "executor": "exec", "args": ["-a", ""], "env": {"A": "1"}, "dir": "/tmp", "user": "nobody", "kill_after": "0s",
+        "executor": "exec", "args": ["-a", ""], "env": {"A": "1"}, "dir": "/tmp", "user": "nobody", "timeout": "1m", "kill_after": "0s",
         "overlap": "queue", "overlap_max_wait": "2h", "retries": 3, "retry_wait": "5s", "jitter": "30s", "catch_up": "last",
         "tz": "Asia/Shanghai", "exclusive": false, "output_limit": "1MiB", "leave_children": true, "on_agent_stop": "leave",
-        "on_failure": "ops", "x_mine": {"any": 1}, "labels": ["a"], "timeout": null,
+        "on_failure": "ops", "x_mine": {"any": 1}, "labels": ["a"], "owner": null,
         "signature": {"serial": 4, "not_after": "2026-01-01T00:00:00Z", "sig": "AA=="}}"#;
     let spec = parse(&own(), value.as_bytes(), &limits).unwrap();
     assert!(spec.paused && spec.catch_up && spec.leave_children);
