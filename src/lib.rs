@@ -22,6 +22,7 @@ pub mod checkpoint;
 pub mod cli;
 pub mod clock;
 pub mod deadletter;
+pub mod executors;
 pub mod identity;
 pub mod log;
 pub mod messages;

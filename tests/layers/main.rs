@@ -46,6 +46,9 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "messages",
             "model",
             "plugins",
+            "executors",
+            "history",
+            "schedule",
             "checkpoint",
             "deadletter",
             "retry",
@@ -72,6 +75,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("model", &[]),
     ("model::job", &["schedule"]), // a job that cannot be due is no job
     ("schedule", &[]),
+    ("executors", &["model", "clock", "os"]),
     ("os", &[]),
     ("retry", &[]),
 ];
