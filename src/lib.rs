@@ -31,6 +31,7 @@ pub mod os;
 pub mod plugins;
 pub mod retry;
 pub mod settings;
+pub mod store;
 pub mod web;
 
 /// As it is shown, registered and compared.

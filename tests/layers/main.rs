@@ -21,6 +21,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "clock",
             "checkpoint",
             "deadletter",
+            "store",
         ],
     ),
     (
@@ -55,6 +56,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "clock",
             "settings",
             "os",
+            "store",
         ],
     ),
     ("actors::http_api", &["web"]),
@@ -72,6 +74,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("model", &[]),
     ("os", &[]),
     ("retry", &[]),
+    ("store", &["model", "clock", "os"]),
 ];
 
 /// Crates that only some modules may name.
@@ -80,6 +83,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("actix_rt", &["agent", "actors", "web", "messages"]),
     ("actix_web", &["agent", "actors", "web", "messages"]),
     ("backoff", &["retry"]),
+    ("etcd_client", &["store"]),
     ("figment", &["settings"]),
 ];
 
