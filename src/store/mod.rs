@@ -1,10 +1,16 @@
 //! Keys and values that everybody sees: jobs, who is online, answers. One trait with three faces: `etcd`, `embedded` (this host alone,
 //! in `store.redb`) and `memory` (tests). The semantics are etcd's: one revision counts every change of anything, a key knows the
-//! revisions of its making and of its last change, keys may hang on a lease, a watch goes on from a revision. `conformance` says it
-//! in tests, which all three pass.
+//! revisions of its making and of its last change, keys may hang on a lease, a watch goes on from a revision. `tests/store.rs`
+//! says it in tests, which all three pass.
 //!
 //! Nothing in here reconnects, and nothing tries for ever: every call has a time limit and ends; a stream that broke stays broken, and
 //! whoever held it reads all again. That is the LeaseKeeper's and JobWatcher's work.
+pub mod embedded;
+pub mod etcd;
+mod local;
+pub mod memory;
+mod wall;
+
 use std::{pin::Pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
@@ -47,7 +53,7 @@ pub trait KeepAlive: Send {
 /// Ends with an error, and then with `None`. Never opens again by itself.
 pub type Watch = Pin<Box<dyn Stream<Item = Result<Changes, StoreError>> + Send>>;
 
-/// Changes that were made together come together. May be empty: a sign of life.
+/// Changes that were made together under one prefix come together. May be empty: a sign of life.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Changes {
     /// Of the last change in it. A sign of life promises nothing: 0.
