@@ -87,6 +87,10 @@ impl EmbeddedStore {
         Ok(Self(Local::new(revision, entries, Some(Box::new(OnDisk(database))))))
     }
     /// How many keys there are under this prefix.
+    /// Forgets what was up to now: older watches are refused.
+    pub fn compact(&self) {
+        self.0.compact();
+    }
     pub fn count(&self, prefix: &str) -> usize {
         self.0.list(&[prefix.to_owned()]).entries.len()
     }
