@@ -30,6 +30,7 @@ pub mod model;
 pub mod os;
 pub mod plugins;
 pub mod retry;
+pub mod schedule;
 pub mod settings;
 pub mod store;
 pub mod web;

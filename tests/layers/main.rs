@@ -72,6 +72,8 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("clock", &["os"]),
     ("metrics", &["os"]),
     ("model", &[]),
+    ("model::job", &["schedule"]), // a job that cannot be due is no job
+    ("schedule", &[]),
     ("os", &[]),
     ("retry", &[]),
     ("store", &["model", "clock", "os"]),
