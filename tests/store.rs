@@ -31,7 +31,11 @@ async fn put(store: &SharedStore, name: &str, value: &str, lease: Option<LeaseId
     done.await.unwrap().revision
 }
 async fn delete(store: &SharedStore, name: &str) -> i64 {
-    store.transact(Transaction::of(vec![Op::delete(key(name))])).await.unwrap().revision
+    store
+        .transact(Transaction::of(vec![Op::delete(key(name))]))
+        .await
+        .unwrap()
+        .revision
 }
 /// Reads from it until so many events are there: each as `+key=value` or `-key`.
 async fn events(watch: &mut Watch, most: usize) -> Vec<String> {
@@ -69,7 +73,11 @@ async fn as_etcd_does(face: Face<'_>) {
     assert_eq!((&entry.value[..], entry.lease), (&b"2"[..], None));
     assert_eq!(store.glance(&key("a")).await.unwrap(), Some(entry));
     assert_eq!(delete(store, "a").await, changed + 1);
-    assert_eq!(delete(store, "a").await, changed + 1, "nothing was there, nothing happened");
+    assert_eq!(
+        delete(store, "a").await,
+        changed + 1,
+        "nothing was there, nothing happened"
+    );
     assert_eq!(store.get(&key("a")).await.unwrap(), None);
     let again = put(store, "a", "3", None).await;
     let entry = store.get(&key("a")).await.unwrap().unwrap();
@@ -100,7 +108,13 @@ async fn as_etcd_does(face: Face<'_>) {
     assert!(store.transact(over()).await.unwrap().held);
     assert!(!store.transact(over()).await.unwrap().held, "it has changed since");
     assert_eq!(store.get(&key("a")).await.unwrap(), None);
-    let many = |n: usize| Transaction::of((0..n).map(|i| Op::put(key(&format!("many/{i:03}")), "x", None)).collect());
+    let many = |n: usize| {
+        Transaction::of(
+            (0..n)
+                .map(|i| Op::put(key(&format!("many/{i:03}")), "x", None))
+                .collect(),
+        )
+    };
     assert!(matches!(store.transact(many(101)).await, Err(StoreError::Invalid(_))));
     let all = store.transact(many(100)).await.unwrap();
     let list = store.list(&[key("many/")]).await.unwrap();
@@ -108,7 +122,10 @@ async fn as_etcd_does(face: Face<'_>) {
     assert!(list.entries.iter().all(|entry| entry.mod_revision == all.revision));
     let twice = Transaction::of(vec![Op::put(key("a"), "1", None), Op::delete(key("a"))]);
     assert!(matches!(store.transact(twice).await, Err(StoreError::Invalid(_))));
-    let nowhere = Transaction::of(vec![Op::put(key("b"), "1", None), Op::put(key("c"), "1", Some(LeaseId(77)))]);
+    let nowhere = Transaction::of(vec![
+        Op::put(key("b"), "1", None),
+        Op::put(key("c"), "1", Some(LeaseId(77))),
+    ]);
     assert_eq!(store.transact(nowhere).await, Err(StoreError::LeaseGone));
     assert_eq!(store.get(&key("b")).await.unwrap(), None, "all or nothing");
 
@@ -151,14 +168,21 @@ async fn as_etcd_does(face: Face<'_>) {
     assert_eq!(beats.beat().await.unwrap(), Duration::from_secs(60));
     store.revoke(lease).await.unwrap();
     assert_eq!(events(&mut watch, 1).await, ["-/t/w/leased"]);
-    assert!(store.get(&key("w/freed")).await.unwrap().is_some(), "it hung on it no more");
+    assert!(
+        store.get(&key("w/freed")).await.unwrap().is_some(),
+        "it hung on it no more"
+    );
     assert_eq!(beats.beat().await, Err(StoreError::LeaseGone));
     assert!(beats.beat().await.is_err(), "once it has failed it goes on failing");
     assert_eq!(store.keep_alive(lease).await.err(), Some(StoreError::LeaseGone));
     store.revoke(lease).await.unwrap();
     let short = store.grant(Duration::from_secs(2)).await.unwrap();
     put(store, "w/short", "1", Some(short)).await;
-    assert_eq!(events(&mut watch, 2).await, ["+/t/w/short=1", "-/t/w/short"], "it ends by itself");
+    assert_eq!(
+        events(&mut watch, 2).await,
+        ["+/t/w/short=1", "-/t/w/short"],
+        "it ends by itself"
+    );
 
     // ---- compacted: it says so, and is over
     put(store, "w/5", "e", None).await;
@@ -206,14 +230,25 @@ async fn embedded_does_as_etcd_does_and_remembers() {
         shared.list(&[key("")]).await.unwrap()
     };
     use std::os::unix::fs::PermissionsExt;
-    let mode = std::fs::metadata(dir.path().join("store.redb")).unwrap().permissions().mode();
+    let mode = std::fs::metadata(dir.path().join("store.redb"))
+        .unwrap()
+        .permissions()
+        .mode();
     assert_eq!(mode & 0o777, 0o600);
     let store = EmbeddedStore::new(embedded::open(dir.path()).unwrap().database).unwrap();
     let shared: SharedStore = Arc::new(store);
     let after = shared.list(&[key("")]).await.unwrap();
-    let kept = before.entries.iter().filter(|entry| entry.lease.is_none()).cloned().collect::<Vec<_>>();
+    let kept = before
+        .entries
+        .iter()
+        .filter(|entry| entry.lease.is_none())
+        .cloned()
+        .collect::<Vec<_>>();
     assert_eq!(before.entries.len(), kept.len() + 2);
-    assert_eq!(after.entries, kept, "with their revisions; what hung on a lease went with it");
+    assert_eq!(
+        after.entries, kept,
+        "with their revisions; what hung on a lease went with it"
+    );
     assert!(after.revision >= kept.iter().map(|entry| entry.mod_revision).max().unwrap());
     assert!(put(&shared, "next", "1", None).await > after.revision);
 }
@@ -225,7 +260,10 @@ async fn a_damaged_store_is_put_aside_and_a_held_one_is_not() {
     std::fs::write(&path, vec![7u8; 8192]).unwrap();
     let opened = embedded::open(dir.path()).unwrap();
     assert!(opened.warning.unwrap().contains("store.redb.damaged"));
-    assert_eq!(std::fs::read(dir.path().join("store.redb.damaged")).unwrap(), vec![7u8; 8192]);
+    assert_eq!(
+        std::fs::read(dir.path().join("store.redb.damaged")).unwrap(),
+        vec![7u8; 8192]
+    );
     let held = embedded::open(dir.path()).err().unwrap();
     assert!(held.contains("could not open"), "{held}");
 }

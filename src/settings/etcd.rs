@@ -77,13 +77,21 @@ pub fn etcd(top: &mut Section<'_>) -> Etcd {
     let of_file = table.read("password_file", password_file);
     if given.is_some() && of_file.is_some() {
         let key = table.key("password_file");
-        table.findings.add(&table.at, key, "found `password` too, accepted: one of them");
+        table
+            .findings
+            .add(&table.at, key, "found `password` too, accepted: one of them");
     }
     let password = given.or(of_file);
     if user.is_some() != password.is_some() {
-        let (missing, other) = if user.is_some() { ("password", "user") } else { ("user", "password") };
+        let (missing, other) = if user.is_some() {
+            ("password", "user")
+        } else {
+            ("user", "password")
+        };
         let key = table.key(missing);
-        table.findings.add(&table.at, key, format!("missing, required with `{other}`"));
+        table
+            .findings
+            .add(&table.at, key, format!("missing, required with `{other}`"));
     }
     let has_tls = table.has("tls");
     let mut tls = table.section("tls");
@@ -109,7 +117,11 @@ pub fn etcd(top: &mut Section<'_>) -> Etcd {
     let on_partition = table.or("on_partition", OnPartition::Run, |node| one_of(node, &words));
     if has_tls && endpoints.iter().any(|endpoint| endpoint.starts_with("http://")) {
         let key = table.key("endpoints");
-        table.findings.add(&table.at, key, "found http:// beside [etcd.tls], accepted: https:// or host:port");
+        table.findings.add(
+            &table.at,
+            key,
+            "found http:// beside [etcd.tls], accepted: https:// or host:port",
+        );
     }
     let secure = has_tls || endpoints.iter().any(|endpoint| endpoint.starts_with("https://"));
     table.done();
@@ -136,10 +148,15 @@ fn endpoints(node: &Node) -> Result<Vec<String>, String> {
         }
     };
     for one in &all {
-        let bare = one.strip_prefix("https://").or_else(|| one.strip_prefix("http://")).unwrap_or(one);
+        let bare = one
+            .strip_prefix("https://")
+            .or_else(|| one.strip_prefix("http://"))
+            .unwrap_or(one);
         let fits = bare.rsplit_once(':').is_some_and(|(host, port)| {
             let named = match host.strip_prefix('[') {
-                Some(ip) => ip.strip_suffix(']').is_some_and(|ip| ip.parse::<std::net::Ipv6Addr>().is_ok()),
+                Some(ip) => ip
+                    .strip_suffix(']')
+                    .is_some_and(|ip| ip.parse::<std::net::Ipv6Addr>().is_ok()),
                 None => !host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || b".-_".contains(&b)),
             };
             named && port.parse::<u16>().is_ok_and(|port| port > 0)
@@ -155,10 +172,14 @@ fn endpoints(node: &Node) -> Result<Vec<String>, String> {
 }
 fn prefix(node: &Node) -> Result<String, String> {
     let found = text(node)?;
-    let fits = found.is_empty() || (found.starts_with('/') && !found.ends_with('/') && !found.contains(char::is_whitespace));
+    let fits =
+        found.is_empty() || (found.starts_with('/') && !found.ends_with('/') && !found.contains(char::is_whitespace));
     match fits {
         true => Ok(found),
-        false => Err(format!("{}, accepted: empty, or as in \"/luffly\", without a slash at its end", node.found())),
+        false => Err(format!(
+            "{}, accepted: empty, or as in \"/luffly\", without a slash at its end",
+            node.found()
+        )),
     }
 }
 fn some_text(node: &Node) -> Result<String, String> {
@@ -200,7 +221,12 @@ mod tests {
         top.done();
         let said = match findings.is_empty() {
             true => vec![],
-            false => findings.refused().errors.iter().map(|e| format!("{}: {}", e.key, e.message)).collect(),
+            false => findings
+                .refused()
+                .errors
+                .iter()
+                .map(|e| format!("{}: {}", e.key, e.message))
+                .collect(),
         };
         (etcd, said)
     }
@@ -237,12 +263,24 @@ tls = { ca = "/ca.pem" }"#,
             ("user = \"u\"", "etcd.password: missing, required with `user`"),
             ("password = \"u\"", "etcd.user: missing, required with `password`"),
             ("lease_ttl = \"1s\"", "etcd.lease_ttl: found \"1s\""),
-            ("renew_every = \"20s\"", "etcd.renew_every: found 20s, accepted: at most half"),
+            (
+                "renew_every = \"20s\"",
+                "etcd.renew_every: found 20s, accepted: at most half",
+            ),
             ("publish_runs = true", "etcd.publish_runs: not built yet"),
-            ("on_partition = \"x\"", "etcd.on_partition: found \"x\", accepted: run, hold"),
+            (
+                "on_partition = \"x\"",
+                "etcd.on_partition: found \"x\", accepted: run, hold",
+            ),
             ("tls = { cert = \"/c\" }", "etcd.tls.key: missing, required"),
-            ("endpoints = [\"http://a:1\"]\ntls = { ca = \"/c\" }", "etcd.endpoints: found http://"),
-            ("user = \"u\"\npassword_file = \"/nowhere/x\"", "etcd.password_file: could not read /nowhere/x"),
+            (
+                "endpoints = [\"http://a:1\"]\ntls = { ca = \"/c\" }",
+                "etcd.endpoints: found http://",
+            ),
+            (
+                "user = \"u\"\npassword_file = \"/nowhere/x\"",
+                "etcd.password_file: could not read /nowhere/x",
+            ),
             ("tll = 1", "etcd.tll"),
         ] {
             let (_, said) = read(&format!("[etcd]\n{toml}"));

@@ -86,13 +86,9 @@ impl EmbeddedStore {
         let (revision, entries) = read_all(&database).map_err(|error| StoreError::Away(error.to_string()))?;
         Ok(Self(Local::new(revision, entries, Some(Box::new(OnDisk(database))))))
     }
-    /// How many keys there are under this prefix.
     /// Forgets what was up to now: older watches are refused.
     pub fn compact(&self) {
         self.0.compact();
-    }
-    pub fn count(&self, prefix: &str) -> usize {
-        self.0.list(&[prefix.to_owned()]).entries.len()
     }
     fn blocking<T: Send + 'static>(
         &self,
@@ -197,6 +193,10 @@ impl Store for EmbeddedStore {
     }
     fn revoke(&self, lease: LeaseId) -> Reply<'_, ()> {
         self.blocking(move |local| local.revoke(lease))
+    }
+    fn count(&self, prefix: &str) -> Reply<'_, u64> {
+        let count = self.0.list(&[prefix.to_owned()]).entries.len() as u64;
+        Box::pin(std::future::ready(Ok(count)))
     }
     fn wall(&self) -> Reply<'_, Option<jiff::Timestamp>> {
         Box::pin(std::future::ready(Ok(None)))

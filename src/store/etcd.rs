@@ -495,6 +495,22 @@ impl Store for EtcdStore {
             }
         })
     }
+    fn count(&self, prefix: &str) -> Reply<'_, u64> {
+        let key = self.full(prefix);
+        Box::pin(async move {
+            let options = GetOptions::new()
+                .with_range(end_of(&key))
+                .with_count_only()
+                .with_serializable();
+            let answer = self
+                .call(true, |mut clients| {
+                    let (key, options) = (key.clone(), options.clone());
+                    async move { clients.kv.get(key, Some(options)).await }
+                })
+                .await?;
+            Ok(answer.count().max(0) as u64)
+        })
+    }
     fn wall(&self) -> Reply<'_, Option<jiff::Timestamp>> {
         Box::pin(async move {
             let (endpoints, tls) = (&self.options.endpoints, self.options.tls.as_ref());

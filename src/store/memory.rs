@@ -146,6 +146,10 @@ impl Store for MemoryStore {
     fn revoke(&self, lease: LeaseId) -> Reply<'_, ()> {
         self.reply(move |local| local.revoke(lease))
     }
+    fn count(&self, prefix: &str) -> Reply<'_, u64> {
+        let prefix = prefix.to_owned();
+        self.reply(move |local| Ok(local.list(&[prefix]).entries.len() as u64))
+    }
     fn wall(&self) -> Reply<'_, Option<jiff::Timestamp>> {
         self.reply(|_| Ok(None))
     }

@@ -7,6 +7,8 @@
 //! whoever held it reads all again. That is the LeaseKeeper's and JobWatcher's work.
 pub mod embedded;
 pub mod etcd;
+pub mod kept;
+pub mod keys;
 mod local;
 pub mod memory;
 mod wall;
@@ -40,6 +42,8 @@ pub trait Store: Send + Sync {
     fn keep_alive(&self, lease: LeaseId) -> Reply<'_, Box<dyn KeepAlive>>;
     /// Ends a lease, and takes away all keys on it. One that has gone already is no error.
     fn revoke(&self, lease: LeaseId) -> Reply<'_, ()>;
+    /// How many keys begin with that.
+    fn count(&self, prefix: &str) -> Reply<'_, u64>;
     /// What the store's clock says; none where it has no other than ours.
     fn wall(&self) -> Reply<'_, Option<jiff::Timestamp>>;
 }

@@ -52,11 +52,11 @@ where
         .map_err(|error| error.to_string())?;
     let request = hyper::Request::get("/version")
         .header("host", host)
-        .header("connection", "close")
         .body(Empty::new())
         .map_err(|error| error.to_string())?;
     // The connection moves only while it is polled, and ends with this function.
     tokio::select! {
+        biased;
         answer = sender.send_request(request) => {
             let answer = answer.map_err(|error| error.to_string())?;
             let date = answer.headers().get("date").and_then(|date| date.to_str().ok());

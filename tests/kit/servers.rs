@@ -14,7 +14,9 @@ use nix::sys::signal::Signal;
 use super::agent::{finish, signal, until};
 
 fn brought(name: &str) -> PathBuf {
-    let unpacked = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/servers/etcd/usr/bin").join(name);
+    let unpacked = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("target/servers/etcd/usr/bin")
+        .join(name);
     match unpacked.exists() {
         true => unpacked,
         false => name.into(), // on the PATH
@@ -73,7 +75,10 @@ impl Etcd {
         let dir = tempfile::tempdir().unwrap();
         let client = format!("{scheme}://127.0.0.1:{port}");
         let peer = format!("http://127.0.0.1:{}", peers[own]);
-        let all = peers.iter().enumerate().map(|(i, port)| format!("m{i}=http://127.0.0.1:{port}"));
+        let all = peers
+            .iter()
+            .enumerate()
+            .map(|(i, port)| format!("m{i}=http://127.0.0.1:{port}"));
         let mut full = vec![
             format!("--name=m{own}"),
             format!("--data-dir={}", dir.path().join("data").display()),
@@ -125,7 +130,11 @@ impl Etcd {
                 return;
             }
             let log = || std::fs::read_to_string(self.log()).unwrap_or_default();
-            assert!(began.elapsed() < Duration::from_secs(60), "etcd is not ready: {}", log());
+            assert!(
+                began.elapsed() < Duration::from_secs(60),
+                "etcd is not ready: {}",
+                log()
+            );
             std::thread::sleep(Duration::from_millis(10));
         }
     }
@@ -237,7 +246,11 @@ impl Etcd {
     fn http(&self, page: &str) -> Option<String> {
         let mut socket = TcpStream::connect(("127.0.0.1", self.port)).ok()?;
         socket.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
-        write!(socket, "GET {page} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").ok()?;
+        write!(
+            socket,
+            "GET {page} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        )
+        .ok()?;
         let mut answer = String::new();
         socket.read_to_string(&mut answer).ok()?;
         answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned())
@@ -247,7 +260,9 @@ impl Etcd {
         let page = self.http("/metrics").unwrap();
         let series = page.lines().filter_map(|line| line.strip_prefix(name));
         let values = series.filter(|rest| rest.starts_with([' ', '{']));
-        values.map(|rest| rest.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap()).sum()
+        values
+            .map(|rest| rest.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap())
+            .sum()
     }
     /// Established connections of that process to this server.
     pub fn connections_of(&self, pid: u32) -> usize {
