@@ -33,6 +33,7 @@ pub mod plugins;
 pub mod retry;
 pub mod schedule;
 pub mod settings;
+pub mod store;
 pub mod web;
 
 /// As it is shown, registered and compared.

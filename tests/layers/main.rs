@@ -21,6 +21,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "clock",
             "checkpoint",
             "deadletter",
+            "store",
         ],
     ),
     (
@@ -58,6 +59,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "clock",
             "settings",
             "os",
+            "store",
         ],
     ),
     ("actors::http_api", &["web"]),
@@ -78,6 +80,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("executors", &["model", "clock", "os"]),
     ("os", &[]),
     ("retry", &[]),
+    ("store", &["model", "clock", "os"]),
 ];
 
 /// Crates that only some modules may name.
@@ -86,6 +89,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("actix_rt", &["agent", "actors", "web", "messages"]),
     ("actix_web", &["agent", "actors", "web", "messages"]),
     ("backoff", &["retry"]),
+    ("etcd_client", &["store"]),
     ("figment", &["settings"]),
 ];
 
