@@ -23,6 +23,7 @@ pub mod cli;
 pub mod clock;
 pub mod deadletter;
 pub mod executors;
+pub mod history;
 pub mod identity;
 pub mod log;
 pub mod messages;
@@ -35,6 +36,7 @@ pub mod schedule;
 pub mod settings;
 pub mod store;
 pub mod web;
+pub mod webhook;
 
 /// As it is shown, registered and compared.
 pub const VERSION: &str = concat!("v.", env!("CARGO_PKG_VERSION"));

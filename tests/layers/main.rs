@@ -49,6 +49,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "plugins",
             "executors",
             "history",
+            "webhook",
             "schedule",
             "checkpoint",
             "deadletter",
@@ -66,7 +67,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("actors::root", &["web"]), // it hands the pages what they may ask
     ("web", &["messages", "model", "metrics", "log", "os", "clock"]),
     ("messages", &["model"]),
-    ("settings", &["model", "plugins", "os", "cli::args"]),
+    ("settings", &["model", "plugins", "executors", "webhook", "os", "cli::args"]),
     ("plugins", &["model", "clock", "os", "checkpoint"]),
     ("checkpoint", &["model"]),
     ("deadletter", &["model", "clock", "os"]),
@@ -78,6 +79,8 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("model::job", &["schedule"]), // a job that cannot be due is no job
     ("schedule", &[]),
     ("executors", &["model", "clock", "os"]),
+    ("history", &["model"]),
+    ("webhook", &["model"]),
     ("os", &[]),
     ("retry", &[]),
     ("store", &["model", "clock", "os"]),

@@ -1,4 +1,6 @@
 //! Jobs: LeaseKeeper holds this agent's address in the store, JobWatcher follows the jobs there and answers. Both live on the control
 //! arbiter, which keeps the connection, and nothing slow does.
+pub mod agenda;
+pub mod cron_runner;
 pub mod follow;
 pub mod registration;
