@@ -5,7 +5,10 @@ use http_body_util::{BodyExt, Full};
 use hyper::{Request, Uri, body::Bytes, client::conn::http1};
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
-use tokio::{io::{AsyncRead, AsyncWrite}, net::TcpStream};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+};
 
 use crate::model::RunRecord;
 
@@ -40,7 +43,10 @@ impl Preset {
         ("slack", Self::Slack),
     ];
     pub fn word(self) -> &'static str {
-        Self::WORDS.iter().find(|(_, preset)| *preset == self).map_or("", |(word, _)| word)
+        Self::WORDS
+            .iter()
+            .find(|(_, preset)| *preset == self)
+            .map_or("", |(word, _)| word)
     }
 }
 
@@ -90,7 +96,11 @@ pub async fn tell(hook: &Webhook, message: &Value) -> Result<(), String> {
 }
 async fn post(url: &str, message: &Value) -> Result<(), String> {
     let uri: Uri = url.parse().map_err(|_| "its url cannot be read".to_owned())?;
-    let host = uri.host().ok_or("its url names no host")?.trim_matches(['[', ']']).to_owned();
+    let host = uri
+        .host()
+        .ok_or("its url names no host")?
+        .trim_matches(['[', ']'])
+        .to_owned();
     let tls = uri.scheme_str() == Some("https");
     let port = uri.port_u16().unwrap_or(if tls { 443 } else { 80 });
     let stream = TcpStream::connect((host.as_str(), port))
@@ -101,7 +111,9 @@ async fn post(url: &str, message: &Value) -> Result<(), String> {
     }
     let mut roots = rustls::RootCertStore::empty();
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    let config = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+    let config = rustls::ClientConfig::builder()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
     let name = rustls_pki_types::ServerName::try_from(host.clone()).map_err(|error| error.to_string())?;
     let stream = tokio_rustls::TlsConnector::from(Arc::new(config))
         .connect(name, stream)
@@ -109,7 +121,11 @@ async fn post(url: &str, message: &Value) -> Result<(), String> {
         .map_err(|error| format!("no TLS with {host}:{port}: {error}"))?;
     exchange(stream, &uri, message).await
 }
-async fn exchange(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, uri: &Uri, message: &Value) -> Result<(), String> {
+async fn exchange(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    uri: &Uri,
+    message: &Value,
+) -> Result<(), String> {
     let said = |error: &dyn std::error::Error| error.to_string();
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|e| said(&e))?;
     let connection = tokio::spawn(connection);
@@ -120,7 +136,9 @@ async fn exchange(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, 
         .map_err(|e| said(&e))?;
     let answer = sender.send_request(request).await.map_err(|e| said(&e))?;
     let status = answer.status();
-    let _ = http_body_util::Limited::new(answer.into_body(), 64 << 10).collect().await;
+    let _ = http_body_util::Limited::new(answer.into_body(), 64 << 10)
+        .collect()
+        .await;
     connection.abort();
     match status.is_success() {
         true => Ok(()),
@@ -152,7 +170,12 @@ mod tests {
             (Preset::WeCom, "/text/content"),
             (Preset::Feishu, "/content/text"),
         ] {
-            assert_eq!(message(preset, &failed(), "h1").pointer(path), Some(&json!(text)), "{}", preset.word());
+            assert_eq!(
+                message(preset, &failed(), "h1").pointer(path),
+                Some(&json!(text)),
+                "{}",
+                preset.word()
+            );
         }
     }
     #[tokio::test]
@@ -173,7 +196,10 @@ mod tests {
                     let n = stream.read(&mut bytes).await.unwrap();
                     all.push_str(std::str::from_utf8(&bytes[..n]).unwrap());
                 }
-                stream.write_all(format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n").as_bytes()).await.unwrap();
+                stream
+                    .write_all(format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n").as_bytes())
+                    .await
+                    .unwrap();
                 heard.push(all);
             }
             heard

@@ -51,7 +51,11 @@ impl Default for Jobs {
 }
 impl Jobs {
     pub fn all_executors(&self) -> Executors {
-        Executors::new(self.executors.iter().map(|(name, custom, _)| (name.clone(), custom.clone())))
+        Executors::new(
+            self.executors
+                .iter()
+                .map(|(name, custom, _)| (name.clone(), custom.clone())),
+        )
     }
 }
 pub fn jobs(top: &mut Section<'_>) -> Jobs {
@@ -77,7 +81,10 @@ pub fn jobs(top: &mut Section<'_>) -> Jobs {
             }
         }
     });
-    let executors = executors.into_iter().map(|(name, (custom, words))| (name, custom, words)).collect::<Vec<_>>();
+    let executors = executors
+        .into_iter()
+        .map(|(name, (custom, words))| (name, custom, words))
+        .collect::<Vec<_>>();
     let all = Executors::new(executors.iter().map(|(name, custom, _)| (name.clone(), custom.clone())));
     let commands = table.read("allow_commands", |node| allowed(node, &all));
     let webhooks = named(&mut table, "webhook", |section| {
@@ -108,7 +115,10 @@ pub fn jobs(top: &mut Section<'_>) -> Jobs {
             own_user: String::new(),
         },
         executors,
-        webhooks: webhooks.into_iter().map(|(name, (preset, url))| Webhook { name, preset, url }).collect(),
+        webhooks: webhooks
+            .into_iter()
+            .map(|(name, (preset, url))| Webhook { name, preset, url })
+            .collect(),
     }
 }
 
@@ -140,7 +150,9 @@ fn named<'a, T>(
 }
 /// `[{ executor = "exec", argv = ["/usr/bin/df", "-h"] }]`
 fn allowed(node: &Node, executors: &Executors) -> Result<Vec<Allowed>, String> {
-    let refused = |found: String| format!("{found}, accepted: a list of {{ executor = \"exec\", argv = [\"/usr/bin/df\", \"-h\"] }}");
+    let refused = |found: String| {
+        format!("{found}, accepted: a list of {{ executor = \"exec\", argv = [\"/usr/bin/df\", \"-h\"] }}")
+    };
     let Value::List(nodes) = node.typed() else {
         return Err(refused(node.found()));
     };
@@ -148,7 +160,10 @@ fn allowed(node: &Node, executors: &Executors) -> Result<Vec<Allowed>, String> {
         let Value::Table(entries) = node.typed() else {
             return Err(refused(node.found()));
         };
-        if let Some((name, _)) = entries.iter().find(|(name, _)| !["executor", "argv"].contains(&name.as_str())) {
+        if let Some((name, _)) = entries
+            .iter()
+            .find(|(name, _)| !["executor", "argv"].contains(&name.as_str()))
+        {
             return Err(unknown("key", name, ["executor", "argv"].into_iter()));
         }
         let (Some(executor), Some(argv)) = (node.get("executor"), node.get("argv")) else {

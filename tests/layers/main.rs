@@ -67,7 +67,10 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("actors::root", &["web"]), // it hands the pages what they may ask
     ("web", &["messages", "model", "metrics", "log", "os", "clock"]),
     ("messages", &["model"]),
-    ("settings", &["model", "plugins", "executors", "webhook", "os", "cli::args"]),
+    (
+        "settings",
+        &["model", "plugins", "executors", "webhook", "os", "cli::args"],
+    ),
     ("plugins", &["model", "clock", "os", "checkpoint"]),
     ("checkpoint", &["model"]),
     ("deadletter", &["model", "clock", "os"]),
