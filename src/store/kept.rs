@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Entry, StoreError,
+    embedded::begin_write,
     local::{decode, encode},
 };
 
@@ -76,7 +77,7 @@ impl Kept {
         self.write(None, put, removed).map_err(failed)
     }
     fn write(&self, whose: Option<&Whose>, put: &[Entry], removed: &[String]) -> Result<(), redb::Error> {
-        let writing = self.0.begin_write()?;
+        let writing = begin_write(&self.0)?;
         if let Some(whose) = whose {
             writing.delete_table(ROWS)?;
             let of = serde_json::to_vec(whose).expect("text and numbers are JSON");
@@ -110,7 +111,7 @@ impl Kept {
     /// None: the mark goes.
     pub fn mark_once(&self, name: &str, mark: Option<&[u8]>) -> Result<(), StoreError> {
         let write = || -> Result<_, redb::Error> {
-            let writing = self.0.begin_write()?;
+            let writing = begin_write(&self.0)?;
             {
                 let mut table = writing.open_table(ONCE)?;
                 match mark {

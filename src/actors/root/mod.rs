@@ -2,6 +2,7 @@
 //! it from the input to the sink, with one deadline, naming the late.
 //! Hears: the `Ask*` questions. Says: AwaitEnd, AwaitClosed, Observe*, Reopen, Hurry, Drain → every stage. Waits: at most for the
 //! drain's deadline.
+mod jobs;
 mod look;
 mod stop;
 mod wire;
@@ -11,6 +12,7 @@ use std::{net::TcpListener, os::unix::net::UnixListener, sync::Arc, time::Durati
 use actix::prelude::*;
 use tokio::sync::mpsc;
 
+use self::jobs::JobsHouse;
 use crate::{
     actors::{
         collect::{
@@ -79,6 +81,8 @@ pub struct House {
     pub pipelines: Vec<Pipeline>,
     root: SharedPulse,
     http: SharedPulse,
+    /// None: this run is nobody that could be registered.
+    jobs: Option<JobsHouse>,
     stopping: Stopping,
     metrics: SharedMetrics,
     letters: Arc<DeadLetter>,

@@ -3,7 +3,10 @@ use std::sync::Arc;
 
 use actix::prelude::*;
 
-use super::{House, Pipeline, Stage, Start, WiredSink};
+use super::{
+    House, Pipeline, Stage, Start, WiredSink,
+    jobs::{self, JobsHouse},
+};
 use crate::{
     actors::{
         collect::{
@@ -84,6 +87,7 @@ impl House {
             pipelines: vec![],
             root: Pulse::new("root", metrics.restarts.clone()),
             http: Pulse::new("http", metrics.restarts.clone()),
+            jobs: None,
             stopping: Stopping::default(),
             metrics: metrics.clone(),
             letters,
@@ -122,6 +126,9 @@ impl House {
             house.pipelines.push(wired);
         }
         house._arbiters = arbiters;
+        if let Some(stores) = jobs::open(start).await? {
+            house.jobs = Some(JobsHouse::raise(start, stores, &house.stopping, None).await?);
+        }
         Ok(house)
     }
 }
