@@ -47,11 +47,11 @@ impl Kept {
     pub fn new(database: Arc<Database>) -> Self {
         Self(database)
     }
-    /// None: there is none for that one.
-    pub fn load(&self, whose: &Whose) -> Result<Option<Vec<Entry>>, StoreError> {
+    /// And the cluster that it came from. None: there is none for that one.
+    pub fn load(&self, whose: &Whose) -> Result<Option<(u64, Vec<Entry>)>, StoreError> {
         self.try_load(whose).map_err(failed)
     }
-    fn try_load(&self, whose: &Whose) -> Result<Option<Vec<Entry>>, redb::Error> {
+    fn try_load(&self, whose: &Whose) -> Result<Option<(u64, Vec<Entry>)>, redb::Error> {
         let reading = self.0.begin_read()?;
         let of = match reading.open_table(OF) {
             Ok(table) => table.get("of")?.map(|value| value.value().to_vec()),
@@ -59,15 +59,15 @@ impl Kept {
             Err(error) => return Err(error.into()),
         };
         let of = of.and_then(|of| serde_json::from_slice::<Whose>(&of).ok());
-        if !of.is_some_and(|of| of.fits(whose)) {
+        let Some(of) = of.filter(|of| of.fits(whose)) else {
             return Ok(None);
-        }
+        };
         let mut entries = vec![];
         for row in reading.open_table(ROWS)?.iter()? {
             let (key, value) = row?;
             entries.extend(decode(key.value(), value.value()));
         }
-        Ok(Some(entries))
+        Ok(Some((of.cluster, entries)))
     }
     /// This is all of it now.
     pub fn replace(&self, whose: &Whose, entries: &[Entry]) -> Result<(), StoreError> {
@@ -158,7 +158,10 @@ mod tests {
         };
         assert_eq!(kept.load(&whose).unwrap(), None);
         kept.replace(&whose, &[entry("/a", 3), entry("/b", 4)]).unwrap();
-        assert_eq!(kept.load(&whose).unwrap(), Some(vec![entry("/a", 3), entry("/b", 4)]));
+        assert_eq!(
+            kept.load(&whose).unwrap(),
+            Some((7, vec![entry("/a", 3), entry("/b", 4)]))
+        );
         kept.change(&[entry("/b", 5), entry("/c", 6)], &["/a".into(), "/none".into()])
             .unwrap();
         let other_cluster = Whose {
@@ -167,7 +170,7 @@ mod tests {
         };
         assert_eq!(
             kept.load(&other_cluster).unwrap(),
-            Some(vec![entry("/b", 5), entry("/c", 6)])
+            Some((7, vec![entry("/b", 5), entry("/c", 6)]))
         );
         for other in [
             Whose {
@@ -190,7 +193,7 @@ mod tests {
             assert_eq!(kept.load(&other).unwrap(), None);
         }
         kept.replace(&whose, &[]).unwrap();
-        assert_eq!(kept.load(&whose).unwrap(), Some(vec![]));
+        assert_eq!(kept.load(&whose).unwrap(), Some((7, vec![])));
 
         assert_eq!(kept.once("x").unwrap(), None);
         kept.mark_once("x", Some(b"1")).unwrap();
