@@ -14,7 +14,7 @@ use crate::{
     messages::jobs::{
         Action, AskJob, AskJobs, CheckJob, JobCommand, JobDetail, JobView, WriteJob, WriteRefused,
     },
-    model::job::Scope,
+    model::{RunId, job::Scope},
 };
 
 #[derive(Serialize)]
@@ -194,7 +194,7 @@ pub async fn order(
         let words = Action::WORDS.iter().map(|(word, _)| *word).collect::<Vec<_>>().join(", ");
         return Err(Problem::new(StatusCode::NOT_FOUND, format!("found {action:?}, accepted: {words}")));
     };
-    let run_id = order.run_id.map(|id| id.parse()).transpose().map_err(Problem::bad_request::<String>)?;
+    let run_id = order.run_id.map(|id| id.parse::<RunId>()).transpose().map_err(Problem::bad_request)?;
     let command = JobCommand {
         action: *action,
         task_id,

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     messages::jobs::{AskOutput, AskRuns},
-    model::{RunRecord, RunState, job::Cause},
+    model::{RunId, RunRecord, RunState, job::Cause},
     web::{Problem, State},
 };
 
@@ -124,7 +124,7 @@ pub async fn list(state: Data<State>, Query(which): Query<Which>) -> Result<Http
     Ok(HttpResponse::Ok().json(List { runs }))
 }
 pub async fn output(state: Data<State>, run_id: Path<String>, Query(from): Query<From_>) -> Result<HttpResponse, Problem> {
-    let run_id = run_id.parse().map_err(Problem::bad_request::<String>)?;
+    let run_id = run_id.parse::<RunId>().map_err(Problem::bad_request)?;
     let ask = AskOutput {
         run_id,
         from: from.from,

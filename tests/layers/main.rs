@@ -96,6 +96,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("actix_web", &["agent", "actors", "web", "messages"]),
     ("backoff", &["retry"]),
     ("etcd_client", &["store"]),
+    ("redb", &["store", "history", "actors::root"]),
     ("figment", &["settings"]),
 ];
 

@@ -6,7 +6,9 @@ use super::{CronRunner, run::Phase};
 use crate::{
     actors::cron::agenda::Job,
     history::History,
-    messages::jobs::{AskJob, AskJobs, AskOutput, AskRuns, AskWhyJob, CheckJob, JobDetail, JobView, OutputView},
+    messages::jobs::{
+        AskJob, AskJobs, AskOutput, AskRuns, AskWhyJob, CheckJob, JobDetail, JobView, ObserveRunner, OutputView, RunnerView,
+    },
     model::{
         Invalid, JobKey, JobSpec, RunId, RunRecord, RunState,
         job::{Kept, When},
@@ -150,6 +152,19 @@ impl Handler<AskWhyJob> for CronRunner {
     type Result = MessageResult<AskWhyJob>;
     fn handle(&mut self, AskWhyJob(task_id): AskWhyJob, _: &mut Self::Context) -> Self::Result {
         MessageResult(self.agenda.named(None, &task_id).map(|(_, job)| self.why(job)))
+    }
+}
+
+impl Handler<ObserveRunner> for CronRunner {
+    type Result = MessageResult<ObserveRunner>;
+    fn handle(&mut self, _: ObserveRunner, _: &mut Self::Context) -> Self::Result {
+        MessageResult(RunnerView {
+            jobs: self.agenda.len(),
+            runs: self.runs.len(),
+            refused: self.refused.clone(),
+            history_error: self.history_error.clone(),
+            lost_records: self.lost_records,
+        })
     }
 }
 
