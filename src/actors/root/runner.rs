@@ -16,10 +16,10 @@ use crate::{
         control::Drain,
         jobs::{
             AskJob, AskJobs, AskOutput, AskRuns, AskWhyJob, CheckJob, CommandAnswer, JobCommand, JobDetail, JobView,
-            ObserveRunner, OutputView, WriteJob, WriteRefused, Written,
+            LetGo, ObserveRunner, OutputView, WriteJob, WriteRefused, Written,
         },
     },
-    model::{Invalid, RunRecord, job::Limits},
+    model::{Invalid, RunId, RunRecord, job::Limits},
     os,
 };
 
@@ -36,7 +36,8 @@ pub struct RunnerHouse {
 impl RunnerHouse {
     pub async fn raise(start: &Start, database: Arc<Database>, stopping: &Stopping) -> Result<Self, String> {
         let (jobs, clock) = (&start.settings.jobs, &start.clock);
-        let failed = |error: &dyn std::fmt::Display| format!("could not open the history of jobs in store.redb: {error}");
+        let failed =
+            |error: &dyn std::fmt::Display| format!("could not open the history of jobs in store.redb: {error}");
         let history = History::open(database, Bounds::default()).map_err(|error| failed(&error))?;
         let memories = history.memories().map_err(|error| failed(&error))?;
         let lost = history.take_lost(clock.wall()).map_err(|error| failed(&error))?;
@@ -57,7 +58,10 @@ impl RunnerHouse {
             leave_refused: Some("`leave` is not built yet".into()),
         };
         let mut guards = jobs.guards.clone();
-        guards.own_user = os::User::own().ok().flatten().map_or_else(String::new, |user| user.name);
+        guards.own_user = os::User::own()
+            .ok()
+            .flatten()
+            .map_or_else(String::new, |user| user.name);
         let pulse = Pulse::new("jobs/runner", start.metrics.restarts.clone());
         let parts = CronRunnerParts {
             history,
@@ -93,6 +97,10 @@ impl RunnerHouse {
             meet: self.addr.clone().recipient(),
         }
     }
+    /// Heard before the drain: messages keep their order.
+    pub fn let_go(&self, run: RunId) {
+        let _ = self.addr.try_send(LetGo(run)); // full or gone: then it is waited for, and killed at the deadline
+    }
     /// Its name, if it is late.
     pub async fn drain(&self, deadline: tokio::time::Instant) -> Option<String> {
         let drained = tokio::time::timeout_at(deadline, until_answered(&self.addr, || Drain)).await;
@@ -102,7 +110,10 @@ impl RunnerHouse {
     pub async fn trouble(&self) -> Vec<String> {
         let view = tokio::time::timeout(ANSWER, self.addr.send(ObserveRunner)).await;
         let error = view.ok().and_then(Result::ok).and_then(|view| view.history_error);
-        error.map(|error| format!("the history of jobs cannot be written: {error}")).into_iter().collect()
+        error
+            .map(|error| format!("the history of jobs cannot be written: {error}"))
+            .into_iter()
+            .collect()
     }
     pub async fn why(&self, task_id: &str) -> Option<String> {
         let asked = tokio::time::timeout(ANSWER, self.addr.send(AskWhyJob(task_id.to_owned()))).await;
@@ -152,7 +163,10 @@ impl Handler<WriteJob> for Root {
             let watcher = house.jobs.as_ref().and_then(|jobs| jobs.watcher());
             let watcher = watcher.ok_or_else(|| WriteRefused::Store(NOBODY.into()))?;
             let lost = "it fell over the question: look whether it was written";
-            watcher.send(write).await.map_err(|_| WriteRefused::Store(lost.into()))?
+            watcher
+                .send(write)
+                .await
+                .map_err(|_| WriteRefused::Store(lost.into()))?
         })
     }
 }
