@@ -81,7 +81,10 @@ pub fn difference(old: &Settings, new: &Settings) -> Difference {
             }
         }
     }
-    let keys = found.changed.iter().filter(|changed| NEED_RESTART.contains(&changed.key.as_str()));
+    let keys = found
+        .changed
+        .iter()
+        .filter(|changed| NEED_RESTART.contains(&changed.key.as_str()));
     let all = found.added.iter().chain(&found.removed).chain(&found.changed);
     let below = all.filter(|changed| NEED_RESTART_BELOW.iter().any(|table| changed.key.starts_with(table)));
     found.needs_restart = keys.chain(below).map(|changed| changed.key.clone()).collect();

@@ -4,7 +4,12 @@ use std::{sync::Arc, time::Duration};
 use actix::prelude::*;
 use redb::Database;
 
-use super::{Root, Start, jobs::{Runner, place}, stop::until_answered, wire};
+use super::{
+    Root, Start,
+    jobs::{Runner, place},
+    stop::until_answered,
+    wire,
+};
 use crate::{
     actors::{
         cron::cron_runner::{CronRunner, CronRunnerParts},
