@@ -6,6 +6,7 @@ use actix_web::{
     web::{Data, Path, Query},
 };
 use base64::Engine as _;
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -69,9 +70,9 @@ impl From<RunRecord> for Run {
                 Cause::Asked(by) => Some(by),
                 _ => None,
             },
-            planned: record.planned.to_string(),
-            started: record.started.map(|at| at.to_string()),
-            ended: record.ended.map(|at| at.to_string()),
+            planned: shown(record.planned),
+            started: record.started.map(shown),
+            ended: record.ended.map(shown),
             attempt: record.attempt,
             pid: record.pid,
             tree: record.tree.map(|tree| tree.word()),
@@ -80,6 +81,13 @@ impl From<RunRecord> for Run {
             unkillable: record.unkillable,
         }
     }
+}
+
+/// To the millisecond.
+fn shown(at: Timestamp) -> String {
+    Timestamp::from_millisecond(at.as_millisecond())
+        .unwrap_or(at)
+        .to_string()
 }
 
 #[derive(Default, Deserialize)]

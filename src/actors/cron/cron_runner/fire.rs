@@ -391,7 +391,12 @@ impl CronRunner {
         }
         let record = run.record.clone();
         let (at, spec, claim) = (run.at, run.spec.clone(), run.claim);
-        slog::info!(self.log, "run ended"; "job" => %record.job, "run" => %id, "state" => %record.state, "error" => &record.error);
+        match record.state.is_bad() {
+            true => slog::warn!(self.log, "run ended"; "job" => %record.job, "run" => %id, "state" => %record.state,
+                "error" => &record.error),
+            // Hundreds a second, perhaps; `agent jobs runs` has them.
+            false => slog::debug!(self.log, "run ended"; "job" => %record.job, "run" => %id, "state" => %record.state),
+        }
         if !record.unkillable.is_empty() {
             slog::error!(self.log, "processes of a run cannot be killed"; "run" => %id, "pids" => ?record.unkillable);
         }
