@@ -406,5 +406,4 @@ async fn exit_of(pid: i32) -> Exit {
 }
 
 #[cfg(test)]
-#[path = "process_tests.rs"]
 mod tests;

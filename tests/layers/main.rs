@@ -22,6 +22,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "checkpoint",
             "deadletter",
             "store",
+            "schedule",
         ],
     ),
     (

@@ -600,5 +600,4 @@ fn not_run(job: &Job, after: Timestamp) -> Option<Timestamp> {
 }
 
 #[cfg(test)]
-#[path = "agenda_tests.rs"]
 mod tests;

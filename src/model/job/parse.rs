@@ -433,5 +433,4 @@ impl Fields {
 }
 
 #[cfg(test)]
-#[path = "parse_tests.rs"]
 mod tests;

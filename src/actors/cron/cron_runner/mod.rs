@@ -409,5 +409,4 @@ impl Actor for CronRunner {
 impl Supervised for CronRunner {}
 
 #[cfg(test)]
-#[path = "tests.rs"]
 mod tests;
