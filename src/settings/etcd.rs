@@ -5,6 +5,7 @@ use super::{
     check::{Section, boolean, one_of, path, span, text},
     layers::{Node, Value},
 };
+use crate::model::Span;
 
 #[derive(Clone, PartialEq)]
 pub struct Etcd {
@@ -105,7 +106,11 @@ pub fn etcd(top: &mut Section<'_>) -> Etcd {
     let renew_every = table.or("renew_every", default.renew_every.min(lease_ttl / 3), span);
     if renew_every > lease_ttl / 2 {
         let key = table.key("renew_every");
-        let message = format!("found {renew_every:?}, accepted: at most half of lease_ttl ({lease_ttl:?})");
+        let message = format!(
+            "found {}, accepted: at most half of lease_ttl ({})",
+            Span(renew_every),
+            Span(lease_ttl)
+        );
         table.findings.add(&table.at, key, message);
     }
     let publish = |node: &Node| match boolean(node)? {
@@ -208,7 +213,7 @@ fn ttl(node: &Node) -> Result<Duration, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::settings::{At, finding::Findings};
+    use crate::settings::finding::Findings;
 
     fn read(toml: &str) -> (Etcd, Vec<String>) {
         let dir = tempfile::tempdir().unwrap();
@@ -286,6 +291,5 @@ tls = { ca = "/ca.pem" }"#,
             let (_, said) = read(&format!("[etcd]\n{toml}"));
             assert!(said.iter().any(|line| line.starts_with(says)), "{toml}: {said:?}");
         }
-        let _ = At::Nowhere;
     }
 }
