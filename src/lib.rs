@@ -24,6 +24,8 @@ pub mod checkpoint;
 pub mod cli;
 pub mod clock;
 pub mod deadletter;
+pub mod executors;
+pub mod history;
 pub mod identity;
 pub mod log;
 pub mod messages;
@@ -36,6 +38,7 @@ pub mod schedule;
 pub mod settings;
 pub mod store;
 pub mod web;
+pub mod webhook;
 
 /// As it is shown, registered and compared.
 pub const VERSION: &str = concat!("v.", env!("CARGO_PKG_VERSION"));

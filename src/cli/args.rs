@@ -9,6 +9,7 @@ use clap::{
 };
 
 pub use crate::settings::{Options, Place};
+pub use super::jobs::Jobs;
 use crate::{
     model::Span,
     settings::{self, Purpose},
@@ -73,11 +74,14 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Jobs: list, put, run, kill, their runs and output, when an expression is due
+    #[command(subcommand)]
+    Jobs(Jobs),
     /// Every file: identity, size, offsets, lag, state
     Files(Ask),
-    /// Why a file is not read, in one sentence
+    /// Why a file is not read, or a job does not run, in one sentence
     Why {
-        /// A file
+        /// A file, or a job's task id
         what: String,
         #[command(flatten)]
         ask: Ask,
@@ -185,10 +189,9 @@ struct Line {
 }
 
 /// Commands and options of later versions.
-const NOT_BUILT: [&str; 9] = [
+const NOT_BUILT: [&str; 8] = [
     "reload",
     "try",
-    "jobs",
     "nodes",
     "tap",
     "top",
@@ -221,7 +224,10 @@ pub fn parse(argv: impl IntoIterator<Item = impl Into<OsString>>) -> Result<Comm
 
 /// Two dashes before every long option, the command first.
 fn normalise(line: &clap::Command, argv: impl Iterator<Item = OsString>) -> Result<Vec<OsString>, Leave> {
-    let commands = || std::iter::once(line).chain(line.get_subcommands());
+    let commands = || {
+        let below = line.get_subcommands().flat_map(clap::Command::get_subcommands); // `jobs put`
+        std::iter::once(line).chain(line.get_subcommands()).chain(below)
+    };
     let takes_value = |long: &str| {
         let named = |arg: &&Arg| arg.get_long() == Some(long);
         let arg = commands().flat_map(clap::Command::get_arguments).find(named);
@@ -290,11 +296,13 @@ fn explained(error: clap::Error, argv: &[OsString]) -> Leave {
     };
     let mut line = Line::command();
     line.build();
-    let command = argv.get(1).and_then(|name| line.find_subcommand(name)).unwrap_or(&line);
-    let called = match command.get_name() {
-        "agent" => "agent".to_owned(),
-        name => format!("agent {name}"),
-    };
+    let (mut command, mut called) = (&line, "agent".to_owned());
+    for word in argv.iter().skip(1).take(2) {
+        if let Some(below) = command.find_subcommand(word) {
+            called = format!("{called} {}", below.get_name());
+            command = below;
+        }
+    }
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             Leave {

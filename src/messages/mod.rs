@@ -23,7 +23,7 @@
 //! | `Claim`, `ReleaseClaim`, `MarkOnce` | CronRunner → JobWatcher | granted, taken, no store | one a firing |
 //! | `MeetWatcher` | Root → CronRunner | – | one a start |
 //! | `WriteJob` | Root → JobWatcher | written, or why not | requests, 2 s each |
-//! | `AskJobs`, `AskJob`, `AskRuns`, `AskOutput`, `CheckJob`, `AskWhyJob` | HttpApi, Root → CronRunner | plain data | requests, 2 s each |
+//! | `AskJobs`, `AskJob`, `AskRuns`, `AskOutput`, `CheckJob`, `AskWhyJob`, `ObserveRunner` | HttpApi, Root → CronRunner | plain data | requests, 2 s each |
 //!
 //! Whatever carries data travels in a Port; nothing calls `do_send`. An answer that is owed survives a fall of whoever owes it; a message
 //! that was lost in one is sent again (`root::until_answered`, the Collector's go-back-N).

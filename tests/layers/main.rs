@@ -47,6 +47,10 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "messages",
             "model",
             "plugins",
+            "executors",
+            "history",
+            "webhook",
+            "schedule",
             "checkpoint",
             "deadletter",
             "retry",
@@ -63,7 +67,10 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("actors::root", &["web"]), // it hands the pages what they may ask
     ("web", &["messages", "model", "metrics", "log", "os", "clock"]),
     ("messages", &["model"]),
-    ("settings", &["model", "plugins", "os", "cli::args"]),
+    (
+        "settings",
+        &["model", "plugins", "executors", "webhook", "os", "cli::args"],
+    ),
     ("plugins", &["model", "clock", "os", "checkpoint"]),
     ("checkpoint", &["model"]),
     ("deadletter", &["model", "clock", "os"]),
@@ -74,6 +81,9 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("model", &[]),
     ("model::job", &["schedule"]), // a job that cannot be due is no job
     ("schedule", &[]),
+    ("executors", &["model", "clock", "os"]),
+    ("history", &["model"]),
+    ("webhook", &["model"]),
     ("os", &[]),
     ("retry", &[]),
     ("store", &["model", "clock", "os"]),

@@ -128,6 +128,7 @@ impl House {
                 self.jobs
                     .iter()
                     .flat_map(JobsHouse::pulses)
+                    .chain(self.runner.iter().map(|runner| &runner.pulse))
                     .map(|pulse| actor_view(pulse, None)),
             )
             .chain(self.pipelines.iter().flat_map(Pipeline::actors))
@@ -157,6 +158,9 @@ impl House {
             Some(jobs) => jobs.trouble().await,
             None => vec![],
         };
+        if let Some(runner) = &self.runner {
+            degraded.extend(runner.trouble().await);
+        }
         for pipeline in self.views().await {
             let of = |what: &str| format!("{}: {what}", pipeline.name);
             failing.extend(pipeline.checkpoint_error.as_deref().map(of));
