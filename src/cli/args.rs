@@ -8,8 +8,8 @@ use clap::{
     error::{ContextKind, ContextValue, ErrorKind},
 };
 
-pub use crate::settings::{Options, Place};
 pub use super::jobs::Jobs;
+pub use crate::settings::{Options, Place};
 use crate::{
     model::Span,
     settings::{self, Purpose},

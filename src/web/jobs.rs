@@ -11,9 +11,7 @@ use serde_json::Value;
 
 use super::{Problem, State, log_level::read_body, runs};
 use crate::{
-    messages::jobs::{
-        Action, AskJob, AskJobs, CheckJob, JobCommand, JobDetail, JobView, WriteJob, WriteRefused,
-    },
+    messages::jobs::{Action, AskJob, AskJobs, CheckJob, JobCommand, JobDetail, JobView, WriteJob, WriteRefused},
     model::{RunId, job::Scope},
 };
 
@@ -122,7 +120,11 @@ pub async fn list(state: Data<State>) -> Result<HttpResponse, Problem> {
     let jobs = jobs.into_iter().map(Job::from).collect();
     Ok(HttpResponse::Ok().json(List { jobs }))
 }
-pub async fn show(state: Data<State>, task_id: Path<String>, Query(which): Query<Which>) -> Result<HttpResponse, Problem> {
+pub async fn show(
+    state: Data<State>,
+    task_id: Path<String>,
+    Query(which): Query<Which>,
+) -> Result<HttpResponse, Problem> {
     let ask = AskJob {
         group: which.group,
         task_id: task_id.into_inner(),
@@ -165,7 +167,11 @@ pub async fn put(
     }
     Ok(HttpResponse::Ok().json(done))
 }
-pub async fn remove(state: Data<State>, task_id: Path<String>, Query(which): Query<Which>) -> Result<HttpResponse, Problem> {
+pub async fn remove(
+    state: Data<State>,
+    task_id: Path<String>,
+    Query(which): Query<Which>,
+) -> Result<HttpResponse, Problem> {
     let write = WriteJob {
         group: which.group,
         task_id: task_id.into_inner(),
@@ -191,10 +197,21 @@ pub async fn order(
 ) -> Result<HttpResponse, Problem> {
     let (task_id, action) = path.into_inner();
     let Some((_, action)) = Action::WORDS.iter().find(|(word, _)| *word == action) else {
-        let words = Action::WORDS.iter().map(|(word, _)| *word).collect::<Vec<_>>().join(", ");
-        return Err(Problem::new(StatusCode::NOT_FOUND, format!("found {action:?}, accepted: {words}")));
+        let words = Action::WORDS
+            .iter()
+            .map(|(word, _)| *word)
+            .collect::<Vec<_>>()
+            .join(", ");
+        return Err(Problem::new(
+            StatusCode::NOT_FOUND,
+            format!("found {action:?}, accepted: {words}"),
+        ));
     };
-    let run_id = order.run_id.map(|id| id.parse::<RunId>()).transpose().map_err(Problem::bad_request)?;
+    let run_id = order
+        .run_id
+        .map(|id| id.parse::<RunId>())
+        .transpose()
+        .map_err(Problem::bad_request)?;
     let command = JobCommand {
         action: *action,
         task_id,

@@ -88,7 +88,11 @@ pub fn routes(state: SharedState) -> impl FnOnce(&mut ServiceConfig) {
                             .service(at(
                                 "/jobs/{task_id}",
                                 "GET, HEAD, PUT, DELETE",
-                                [read(jobs::show), web::put().to(jobs::put), web::delete().to(jobs::remove)],
+                                [
+                                    read(jobs::show),
+                                    web::put().to(jobs::put),
+                                    web::delete().to(jobs::remove),
+                                ],
                             ))
                             .service(at("/jobs/{task_id}/{action}", "POST", [web::post().to(jobs::order)]))
                             .service(page("/runs", runs::list))

@@ -113,7 +113,9 @@ const MOST: usize = 1000;
 pub async fn list(state: Data<State>, Query(which): Query<Which>) -> Result<HttpResponse, Problem> {
     let most = which.most.unwrap_or(100);
     if !(1..=MOST).contains(&most) {
-        return Err(Problem::bad_request(format!("most: found {most}, accepted: 1 to {MOST}")));
+        return Err(Problem::bad_request(format!(
+            "most: found {most}, accepted: 1 to {MOST}"
+        )));
     }
     let ask = AskRuns {
         task_id: which.task_id,
@@ -123,7 +125,11 @@ pub async fn list(state: Data<State>, Query(which): Query<Which>) -> Result<Http
     let runs = runs.into_iter().map(Run::from).collect();
     Ok(HttpResponse::Ok().json(List { runs }))
 }
-pub async fn output(state: Data<State>, run_id: Path<String>, Query(from): Query<From_>) -> Result<HttpResponse, Problem> {
+pub async fn output(
+    state: Data<State>,
+    run_id: Path<String>,
+    Query(from): Query<From_>,
+) -> Result<HttpResponse, Problem> {
     let run_id = run_id.parse::<RunId>().map_err(Problem::bad_request)?;
     let ask = AskOutput {
         run_id,
@@ -134,7 +140,10 @@ pub async fn output(state: Data<State>, run_id: Path<String>, Query(from): Query
     };
     let (text, base64) = match String::from_utf8(view.bytes) {
         Ok(text) => (Some(text), None),
-        Err(other) => (None, Some(base64::engine::general_purpose::STANDARD.encode(other.as_bytes()))),
+        Err(other) => (
+            None,
+            Some(base64::engine::general_purpose::STANDARD.encode(other.as_bytes())),
+        ),
     };
     Ok(HttpResponse::Ok().json(Output {
         from: view.from,

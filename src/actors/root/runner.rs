@@ -19,7 +19,7 @@ use crate::{
             ObserveRunner, OutputView, WriteJob, WriteRefused, Written,
         },
     },
-    model::{Invalid, RunRecord, job::Limits},
+    model::{Invalid, RunRecord, SharedSign, Sign, job::Limits},
     os,
 };
 
@@ -31,12 +31,14 @@ const ANSWER: Duration = Duration::from_secs(1);
 pub struct RunnerHouse {
     pub addr: Addr<CronRunner>,
     pub pulse: SharedPulse,
+    sign: SharedSign,
     _arbiter: Arbiter,
 }
 impl RunnerHouse {
     pub async fn raise(start: &Start, database: Arc<Database>, stopping: &Stopping) -> Result<Self, String> {
         let (jobs, clock) = (&start.settings.jobs, &start.clock);
-        let failed = |error: &dyn std::fmt::Display| format!("could not open the history of jobs in store.redb: {error}");
+        let failed =
+            |error: &dyn std::fmt::Display| format!("could not open the history of jobs in store.redb: {error}");
         let history = History::open(database, Bounds::default()).map_err(|error| failed(&error))?;
         let memories = history.memories().map_err(|error| failed(&error))?;
         let lost = history.take_lost(clock.wall()).map_err(|error| failed(&error))?;
@@ -57,7 +59,11 @@ impl RunnerHouse {
             leave_refused: Some("`leave` is not built yet".into()),
         };
         let mut guards = jobs.guards.clone();
-        guards.own_user = os::User::own().ok().flatten().map_or_else(String::new, |user| user.name);
+        guards.own_user = os::User::own()
+            .ok()
+            .flatten()
+            .map_or_else(String::new, |user| user.name);
+        let sign = Sign::new(start.settings.etcd.lease_ttl);
         let pulse = Pulse::new("jobs/runner", start.metrics.restarts.clone());
         let parts = CronRunnerParts {
             history,
@@ -72,6 +78,7 @@ impl RunnerHouse {
             max_parallel: jobs.max_parallel,
             start_grace: jobs.start_grace,
             drain: start.settings.agent.drain,
+            sign: sign.clone(),
             pulse: pulse.clone(),
             clock: clock.clone(),
             log: start.log.new(slog::o!("actor" => "jobs/runner")),
@@ -82,6 +89,7 @@ impl RunnerHouse {
         Ok(Self {
             addr,
             pulse,
+            sign,
             _arbiter: arbiter,
         })
     }
@@ -91,6 +99,7 @@ impl RunnerHouse {
             commands: self.addr.clone().recipient(),
             may_fire: self.addr.clone().recipient(),
             meet: self.addr.clone().recipient(),
+            sign: self.sign.clone(),
         }
     }
     /// Its name, if it is late.
@@ -102,7 +111,10 @@ impl RunnerHouse {
     pub async fn trouble(&self) -> Vec<String> {
         let view = tokio::time::timeout(ANSWER, self.addr.send(ObserveRunner)).await;
         let error = view.ok().and_then(Result::ok).and_then(|view| view.history_error);
-        error.map(|error| format!("the history of jobs cannot be written: {error}")).into_iter().collect()
+        error
+            .map(|error| format!("the history of jobs cannot be written: {error}"))
+            .into_iter()
+            .collect()
     }
     pub async fn why(&self, task_id: &str) -> Option<String> {
         let asked = tokio::time::timeout(ANSWER, self.addr.send(AskWhyJob(task_id.to_owned()))).await;
@@ -152,7 +164,10 @@ impl Handler<WriteJob> for Root {
             let watcher = house.jobs.as_ref().and_then(|jobs| jobs.watcher());
             let watcher = watcher.ok_or_else(|| WriteRefused::Store(NOBODY.into()))?;
             let lost = "it fell over the question: look whether it was written";
-            watcher.send(write).await.map_err(|_| WriteRefused::Store(lost.into()))?
+            watcher
+                .send(write)
+                .await
+                .map_err(|_| WriteRefused::Store(lost.into()))?
         })
     }
 }

@@ -11,7 +11,10 @@ use crate::schedule::Schedule;
 /// One line of a crontab.
 #[derive(Debug, PartialEq)]
 enum Line {
-    Job { task_id: String, value: Value },
+    Job {
+        task_id: String,
+        value: Value,
+    },
     /// Why it is not taken over.
     Refused(String),
 }
@@ -30,7 +33,9 @@ pub fn run(user: &str, crontab: &str, yes: bool, ask: &Ask) -> Done {
                 print(&format!("line {number}: not taken over: {why}"));
             }
             Line::Job { task_id, value } if !yes => print(&format!("line {number}: job {task_id} {value}")),
-            Line::Job { task_id, .. } if there.contains(task_id) => print(&format!("line {number}: job {task_id} is there already")),
+            Line::Job { task_id, .. } if there.contains(task_id) => {
+                print(&format!("line {number}: job {task_id} is there already"))
+            }
             Line::Job { task_id, value } => {
                 let of = Of {
                     group: None,
@@ -65,7 +70,10 @@ fn understand(user: &str, crontab: &str) -> Vec<(usize, Line)> {
             match name {
                 "SHELL" if value.ends_with("/bash") => shell = "bash",
                 "SHELL" if value.ends_with("/sh") => shell = "sh",
-                "SHELL" => all.push((number, Line::Refused(format!("SHELL={value}: an executor of the settings can do that")))),
+                "SHELL" => all.push((
+                    number,
+                    Line::Refused(format!("SHELL={value}: an executor of the settings can do that")),
+                )),
                 "CRON_TZ" | "TZ" => tz = Some(value.to_owned()),
                 "MAILTO" | "MAILFROM" | "HOME" | "LOGNAME" | "USER" => {} // output is kept; the others are the user's
                 _ => {
@@ -82,8 +90,11 @@ fn understand(user: &str, crontab: &str) -> Vec<(usize, Line)> {
 fn setting(line: &str) -> Option<(&str, &str)> {
     let (name, value) = line.split_once('=')?;
     let (name, value) = (name.trim_end(), value.trim());
-    let named = name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') && name.starts_with(|c: char| !c.is_ascii_digit());
-    let bare = ['"', '\''].iter().find_map(|q| value.strip_prefix(*q)?.strip_suffix(*q));
+    let named =
+        name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') && name.starts_with(|c: char| !c.is_ascii_digit());
+    let bare = ['"', '\'']
+        .iter()
+        .find_map(|q| value.strip_prefix(*q)?.strip_suffix(*q));
     (named && !name.is_empty()).then_some((name, bare.unwrap_or(value)))
 }
 fn job(user: &str, line: &str, shell: &str, tz: Option<&str>, env: &serde_json::Map<String, Value>) -> Line {
@@ -182,6 +193,9 @@ mod tests {
         });
         let ids = ids.collect::<std::collections::BTreeSet<_>>();
         assert_eq!(ids.len(), 3);
-        assert!(ids.iter().all(|id| crate::model::job::is_task_id(id) && id.starts_with("cron-web-")));
+        assert!(
+            ids.iter()
+                .all(|id| crate::model::job::is_task_id(id) && id.starts_with("cron-web-"))
+        );
     }
 }

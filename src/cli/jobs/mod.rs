@@ -185,14 +185,24 @@ fn ask(of: &Of, method: Method, path: &str, body: Bytes) -> Result<Value, Failed
 }
 fn ask_agent(ask: &Ask, method: Method, path: &str, body: Bytes) -> Result<Value, Failed> {
     let answer = client::send(&data_dir(&ask.place)?, method, path, body)?;
-    serde_json::from_slice(&answer).map_err(|error| Failed::new(format!("the agent's answer to {path} is not JSON: {error}")))
+    serde_json::from_slice(&answer)
+        .map_err(|error| Failed::new(format!("the agent's answer to {path} is not JSON: {error}")))
 }
 fn said(of: &Of, answer: &Value, line: &str) -> Done {
-    print(&if of.ask.json { show::json(answer) } else { line.to_owned() });
+    print(&if of.ask.json {
+        show::json(answer)
+    } else {
+        line.to_owned()
+    });
     Ok(0)
 }
 fn order(task_id: &str, action: &str, of: &Of, query: &[(&str, &str)]) -> Done {
-    let answer = ask(of, Method::POST, &path(task_id, &format!("/{action}"), of, query), Bytes::new())?;
+    let answer = ask(
+        of,
+        Method::POST,
+        &path(task_id, &format!("/{action}"), of, query),
+        Bytes::new(),
+    )?;
     let mut line = format!("job {task_id}: {}", text(&answer, "said"));
     for run in show::list(&answer, "run_ids") {
         line += &format!("\nrun {}", run.as_str().unwrap_or_default());
@@ -204,7 +214,9 @@ fn read(file: Option<&PathBuf>) -> Result<String, Failed> {
     let read = match file.filter(|file| file.as_os_str() != "-") {
         Some(file) => std::fs::File::open(file).and_then(|file| file.take(LARGEST).read_to_string(&mut all)),
         None if std::io::stdin().is_terminal() => {
-            return Err(Failed::usage("nothing was given, accepted: text on stdin, or --file FILE"));
+            return Err(Failed::usage(
+                "nothing was given, accepted: text on stdin, or --file FILE",
+            ));
         }
         None => std::io::stdin().lock().take(LARGEST).read_to_string(&mut all),
     };
@@ -224,12 +236,20 @@ fn table(answer: &Value) -> String {
     if jobs.is_empty() {
         return "no jobs\n".to_owned();
     }
-    let head = ["TASK", "GROUP", "STATE", "EXPRESS", "NEXT", "LAST", "ENDED", "COMMAND", "WHY"];
+    let head = [
+        "TASK", "GROUP", "STATE", "EXPRESS", "NEXT", "LAST", "ENDED", "COMMAND", "WHY",
+    ];
     let mut rows = vec![head.map(str::to_owned).to_vec()];
     for job in jobs {
         let last = &job["last"];
         let command = text(job, "cmd");
-        let short = command.lines().next().unwrap_or_default().chars().take(40).collect::<String>();
+        let short = command
+            .lines()
+            .next()
+            .unwrap_or_default()
+            .chars()
+            .take(40)
+            .collect::<String>();
         rows.push(vec![
             text(job, "task_id"),
             text(job, "group"),
@@ -258,7 +278,12 @@ fn get(task_id: &str, of: &Of) -> Done {
         page += &format!("\nwhy      {error}");
     }
     if !answer["last"].is_null() {
-        page += &format!("\nlast     {} {} {}", text(&answer["last"], "shown"), text(&answer["last"], "planned"), text(&answer["last"], "error"));
+        page += &format!(
+            "\nlast     {} {} {}",
+            text(&answer["last"], "shown"),
+            text(&answer["last"], "planned"),
+            text(&answer["last"], "error")
+        );
     }
     for run in show::list(&answer, "runs") {
         page += &format!("\npresent  {}", run.as_str().unwrap_or_default());
@@ -286,19 +311,27 @@ fn put(id: Option<&str>, value: Option<&str>, file: Option<&PathBuf>, check: boo
         }
     };
     let task_id = id.map(str::to_owned).or_else(inside);
-    let task_id = task_id.ok_or_else(|| Failed::usage("the job has no task_id, accepted: one in the value, or --id ID"))?;
+    let task_id =
+        task_id.ok_or_else(|| Failed::usage("the job has no task_id, accepted: one in the value, or --id ID"))?;
     let answer = put_one(&task_id, value, check, of)?;
     let done = match (check, answer["existed"].as_bool()) {
         (true, _) => format!("job {task_id} would be accepted"),
         (false, Some(true)) => format!("job {task_id} changed"),
         (false, _) => format!("job {task_id} put"),
     };
-    let next = show::list(&answer, "next").iter().map(|at| format!("\nnext {}", at.as_str().unwrap_or_default()));
+    let next = show::list(&answer, "next")
+        .iter()
+        .map(|at| format!("\nnext {}", at.as_str().unwrap_or_default()));
     said(of, &answer, &(done + &next.collect::<String>()))
 }
 fn put_one(task_id: &str, value: &str, check: bool, of: &Of) -> Result<Value, Failed> {
     let query: &[(&str, &str)] = if check { &[("check", "true")] } else { &[] };
-    ask(of, Method::PUT, &path(task_id, "", of, query), Bytes::copy_from_slice(value.as_bytes()))
+    ask(
+        of,
+        Method::PUT,
+        &path(task_id, "", of, query),
+        Bytes::copy_from_slice(value.as_bytes()),
+    )
 }
 
 fn runs(task_id: Option<&str>, most: usize, ask: &Ask) -> Done {
@@ -312,7 +345,9 @@ fn runs(task_id: Option<&str>, most: usize, ask: &Ask) -> Done {
         print("no runs\n");
         return Ok(0);
     }
-    let head = ["TASK", "RUN", "PLANNED", "CAUSE", "TRY", "STATE", "STARTED", "ENDED", "OUTPUT", "TREE", "WHY"];
+    let head = [
+        "TASK", "RUN", "PLANNED", "CAUSE", "TRY", "STATE", "STARTED", "ENDED", "OUTPUT", "TREE", "WHY",
+    ];
     let mut rows = vec![head.map(str::to_owned).to_vec()];
     for run in runs {
         rows.push(vec![
@@ -346,7 +381,8 @@ fn output(what: &str, follow: bool, ask: &Ask) -> Done {
             // Of those that were skipped or missed nothing was said.
             let ran = show::list(&answer, "runs").iter().find(|run| !run["started"].is_null());
             let ran = ran.and_then(|run| run["run_id"].as_str());
-            ran.ok_or_else(|| Failed::new(format!("`{what}` has no run that was started")))?.to_owned()
+            ran.ok_or_else(|| Failed::new(format!("`{what}` has no run that was started")))?
+                .to_owned()
         }
     };
     follow_output(&run_id, follow, ask)?;
@@ -384,11 +420,16 @@ fn follow_output(run_id: &str, follow: bool, ask: &Ask) -> Result<(), Failed> {
         }
     }
     if ask.json {
-        print(&show::json(&serde_json::json!({ "run_id": run_id, "output": String::from_utf8_lossy(&whole) })));
+        print(&show::json(
+            &serde_json::json!({ "run_id": run_id, "output": String::from_utf8_lossy(&whole) }),
+        ));
     }
     Ok(())
 }
-#[expect(clippy::disallowed_methods, reason = "a command has one thread and nothing else to do")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a command has one thread and nothing else to do"
+)]
 fn pause(time: Duration) {
     std::thread::sleep(time);
 }
@@ -406,7 +447,10 @@ fn run_and_wait(task_id: &str, of: &Of) -> Done {
     match run["state"].as_str() {
         Some("succeeded") => Ok(0),
         _ => {
-            let error = run["error"].as_str().filter(|error| !error.is_empty()).map_or(String::new(), |error| format!(": {error}"));
+            let error = run["error"]
+                .as_str()
+                .filter(|error| !error.is_empty())
+                .map_or(String::new(), |error| format!(": {error}"));
             Err(Failed::new(format!("run {run_id} {}{error}", text(run, "shown"))))
         }
     }
@@ -415,7 +459,9 @@ fn run_and_wait(task_id: &str, of: &Of) -> Done {
 /// Ids that are there already.
 fn known(ask: &Ask) -> Result<BTreeSet<String>, Failed> {
     let answer = client::get(&data_dir(&ask.place)?, "/api/v1/jobs")?;
-    let ids = show::list(&answer, "jobs").iter().filter_map(|job| job["task_id"].as_str());
+    let ids = show::list(&answer, "jobs")
+        .iter()
+        .filter_map(|job| job["task_id"].as_str());
     Ok(ids.map(str::to_owned).collect())
 }
 
@@ -447,7 +493,10 @@ mod tests {
             group: Some("web farm".into()),
             ..Of::default()
         };
-        assert_eq!(path("../x", "/run", &of, &[("run_id", "A")]), "/api/v1/jobs/..%2Fx/run?group=web%20farm&run_id=A");
+        assert_eq!(
+            path("../x", "/run", &of, &[("run_id", "A")]),
+            "/api/v1/jobs/..%2Fx/run?group=web%20farm&run_id=A"
+        );
         assert_eq!(path("17", "", &Of::default(), &[]), "/api/v1/jobs/17");
     }
 }

@@ -35,16 +35,22 @@ pub fn run(next: &Next) -> Done {
     let from: Timestamp = match &next.from {
         None => clock::system().wall(),
         Some(text) => text.parse().map_err(|_| {
-            Failed::usage(format!("--from: found {text:?}, accepted: an instant as 2026-01-31T08:00:00Z"))
+            Failed::usage(format!(
+                "--from: found {text:?}, accepted: an instant as 2026-01-31T08:00:00Z"
+            ))
         })?,
     };
-    let schedule = Schedule::parse(&next.express, &zone).map_err(|error| Failed::usage(format!("{:?}: {error}", next.express)))?;
+    let schedule =
+        Schedule::parse(&next.express, &zone).map_err(|error| Failed::usage(format!("{:?}: {error}", next.express)))?;
     let all = lines(&schedule, from, next.n);
     if all.is_empty() {
         let _ = std::io::Write::write_all(&mut std::io::stderr(), b"agent: no instant within five years\n");
     }
     if next.json {
-        let all = all.iter().map(|(at, second)| json!({ "at": at, "second_pass": second })).collect::<Vec<_>>();
+        let all = all
+            .iter()
+            .map(|(at, second)| json!({ "at": at, "second_pass": second }))
+            .collect::<Vec<_>>();
         print(&show::json(&json!({ "next": all })));
     } else {
         for (at, second) in all {
@@ -59,7 +65,9 @@ fn lines(schedule: &Schedule, from: Timestamp, n: u32) -> Vec<(String, bool)> {
     let mut all = vec![];
     for _ in 0..n {
         // `@every` counts from where it began, not from the last beat.
-        let Some(next) = schedule.next_from(from, at) else { break };
+        let Some(next) = schedule.next_from(from, at) else {
+            break;
+        };
         at = next;
         let zone = schedule.zone();
         let shown = match *zone == TimeZone::UTC {
@@ -80,7 +88,10 @@ mod tests {
         let zone = schedule::zone("America/New_York").unwrap();
         let schedule = Schedule::parse("30 1 * * *", &zone).unwrap();
         let lines = lines(&schedule, "2024-11-02T12:00:00Z".parse().unwrap(), 3);
-        let lines = lines.iter().map(|(at, second)| (at.as_str(), *second)).collect::<Vec<_>>();
+        let lines = lines
+            .iter()
+            .map(|(at, second)| (at.as_str(), *second))
+            .collect::<Vec<_>>();
         assert_eq!(
             lines,
             [

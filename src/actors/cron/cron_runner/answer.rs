@@ -7,7 +7,8 @@ use crate::{
     actors::cron::agenda::Job,
     history::History,
     messages::jobs::{
-        AskJob, AskJobs, AskOutput, AskRuns, AskWhyJob, CheckJob, JobDetail, JobView, ObserveRunner, OutputView, RunnerView,
+        AskJob, AskJobs, AskOutput, AskRuns, AskWhyJob, CheckJob, JobDetail, JobView, ObserveRunner, OutputView,
+        RunnerView,
     },
     model::{
         Invalid, JobKey, JobSpec, RunId, RunRecord, RunState,
