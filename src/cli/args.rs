@@ -541,7 +541,7 @@ mod tests {
             ),
             (
                 "strat",
-                "unknown command `strat`, accepted: start, stop, restart, status, version, check, plugins, files, why, doctor, \
+                "unknown command `strat`, accepted: start, stop, restart, status, version, check, plugins, jobs, files, why, doctor, \
                  log-level, help; did you mean `start`?",
             ),
             (
