@@ -59,6 +59,8 @@ pub struct Runner {
 pub struct JobsHouse {
     lease: Member<LeaseKeeper>,
     watcher: Option<Member<JobWatcher>>,
+    /// Whoever reaches etcd is root here.
+    open_to_all: bool,
     _control: Arbiter,
 }
 struct Member<A: Actor> {
@@ -193,6 +195,9 @@ impl JobsHouse {
             wanted: settings.agent.ip.clone(),
             etcd: settings.etcd.endpoints.clone(),
         };
+        let nobody_is_asked =
+            settings.etcd.user.is_none() && settings.etcd.tls.as_ref().is_none_or(|tls| tls.cert_and_key.is_none());
+        let open_to_all = os::is_root() && nobody_is_asked && !addresses.etcd_is_here();
         let parts = LeaseKeeperParts {
             registration: Parts {
                 store,
@@ -215,6 +220,7 @@ impl JobsHouse {
         Ok(Self {
             lease: Member { addr, pulse },
             watcher,
+            open_to_all,
             _control: control,
         })
     }
@@ -247,6 +253,11 @@ impl JobsHouse {
         }
         if let Some(stale) = watcher.stale {
             trouble.push(format!("the jobs are those of {} s ago", stale.as_secs()));
+        }
+        if self.open_to_all {
+            trouble.push(
+                "jobs run as root, and etcd asks nobody who he is: set [etcd] user and password, or tls with cert and key".into(),
+            );
         }
         trouble
     }
