@@ -45,6 +45,8 @@ pub enum Command {
         #[command(flatten)]
         options: Box<Options>,
     },
+    /// The daemon reads its settings again and changes what is other, without losing an event
+    Reload(Ask),
     /// Is it running, and how does it do; exit code 3 if not running
     Status(Ask),
     /// Print the version
@@ -73,6 +75,23 @@ pub enum Command {
         /// Print JSON
         #[arg(long)]
         json: bool,
+        /// Print all of docs/plugins.md
+        #[arg(long, conflicts_with_all = ["name", "json"])]
+        markdown: bool,
+    },
+    /// Send a sample through the filters and show what becomes of each event; starts nothing, touches nothing
+    Try {
+        /// Events, a line each; `-` for stdin
+        #[arg(long, value_name = "FILE")]
+        sample: std::path::PathBuf,
+        /// Whose filters, if there are several pipelines
+        #[arg(long, value_name = "NAME")]
+        pipeline: Option<String>,
+        /// Print JSON, a line for each event and one for the counts
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        options: Box<Options>,
     },
     /// Jobs: list, put, run, kill, their runs and output, when an expression is due
     #[command(subcommand)]
@@ -139,6 +158,7 @@ impl Command {
             )),
             Self::Restart { options, .. } => Some((options, Purpose::Start { foreground: false })),
             Self::Check { options, .. } => Some((options, Purpose::Check)),
+            Self::Try { options, .. } => Some((options, Purpose::Try)),
             _ => None,
         }
     }
@@ -189,16 +209,7 @@ struct Line {
 }
 
 /// Commands and options of later versions.
-const NOT_BUILT: [&str; 8] = [
-    "reload",
-    "try",
-    "nodes",
-    "tap",
-    "top",
-    "deadletter",
-    "token",
-    "etcd-roles",
-];
+const NOT_BUILT: [&str; 6] = ["nodes", "tap", "top", "deadletter", "token", "etcd-roles"];
 const NOT_BUILT_OPTIONS: [&str; 2] = ["influxdb-addr", "require-address"];
 
 /// `argv` begins with the program's name.
@@ -477,6 +488,7 @@ mod tests {
                 Command::Plugins {
                     name: None,
                     json: false,
+                    markdown: false,
                 },
             ),
             (
@@ -484,6 +496,7 @@ mod tests {
                 Command::Plugins {
                     name: Some("file:v1".into()),
                     json: true,
+                    markdown: false,
                 },
             ),
         ] {
@@ -504,6 +517,7 @@ mod tests {
             Some(Purpose::Start { foreground: true })
         );
         assert_eq!(purpose("check -online"), Some(Purpose::Check));
+        assert_eq!(purpose("try -sample - -filter=grep"), Some(Purpose::Try));
         assert_eq!(purpose("stop"), None);
     }
     #[test]
@@ -541,7 +555,7 @@ mod tests {
             ),
             (
                 "strat",
-                "unknown command `strat`, accepted: start, stop, restart, status, version, check, plugins, jobs, files, why, doctor, \
+                "unknown command `strat`, accepted: start, stop, restart, status, version, check, plugins, try, jobs, files, why, doctor, \
                  log-level, help; did you mean `start`?",
             ),
             (

@@ -276,7 +276,7 @@ impl JobsHouse {
         late
     }
 }
-async fn place<A>(
+pub(super) async fn place<A>(
     arbiter: &Arbiter,
     stopping: &Stopping,
     pulse: &SharedPulse,

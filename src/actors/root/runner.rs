@@ -4,7 +4,12 @@ use std::{sync::Arc, time::Duration};
 use actix::prelude::*;
 use redb::Database;
 
-use super::{Root, Start, jobs::Runner, stop::until_answered, wire};
+use super::{
+    Root, Start,
+    jobs::{Runner, place},
+    stop::until_answered,
+    wire,
+};
 use crate::{
     actors::{
         cron::cron_runner::{CronRunner, CronRunnerParts},
@@ -23,8 +28,6 @@ use crate::{
     os,
 };
 
-/// Orders and questions that may wait.
-const MAILBOX: usize = 64;
 /// How long an answer is waited for.
 const ANSWER: Duration = Duration::from_secs(1);
 
@@ -85,7 +88,7 @@ impl RunnerHouse {
         };
         let arbiter = wire::data_arbiter();
         let make = move || CronRunner::new(parts);
-        let addr = wire::raise(&arbiter, stopping, &pulse, &start.log, MAILBOX, make).await?;
+        let addr = place(&arbiter, stopping, &pulse, &start.log, make).await?;
         Ok(Self {
             addr,
             pulse,
