@@ -36,7 +36,8 @@ test: ## All tests, then all again with failpoints (one at a time: a failpoint c
 test-etcd: ## The tests about etcd on another one: ETCD=/path/to/etcd; without, on 3.7, built with Go into target/servers
 	@scripts/setup.sh build
 	@scripts/setup.sh etcd
-	ETCD="$(or $(ETCD),$$(scripts/etcd-new.sh))" $(CARGO) test --locked --test store --test etcd
+	etcd='$(ETCD)' && { test -n "$$etcd" || etcd=$$(scripts/etcd-new.sh); } && \
+		ETCD="$$etcd" $(CARGO) test --locked --test store --test etcd --test etcd_agent
 
 demo: ## The agent on this machine's own logs, for a few seconds
 	@scripts/demo.sh

@@ -55,6 +55,10 @@ pub struct Addresses {
     pub etcd: Vec<String>,
 }
 impl Addresses {
+    /// Nobody else reaches it.
+    pub fn etcd_is_here(&self) -> bool {
+        self.etcd.iter().all(|one| is_loopback(one))
+    }
     /// Or why there is none to register now. Blocks, for name servers.
     pub fn look(&self) -> Result<IpAddr, String> {
         if self.etcd.is_empty() {
@@ -64,12 +68,7 @@ impl Addresses {
         let first = self.etcd.first().map(|endpoint| bare(endpoint)).unwrap_or_default();
         let towards = first.to_socket_addrs().ok().and_then(|mut all| all.next());
         let route = towards.and_then(source_towards).or_else(default_route);
-        register(
-            &self.wanted,
-            route,
-            &interfaces(),
-            self.etcd.iter().all(|one| is_loopback(one)),
-        )
+        register(&self.wanted, route, &interfaces(), self.etcd_is_here())
     }
 }
 /// The rule: what others cannot reach is not registered where others look.

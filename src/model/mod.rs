@@ -4,6 +4,7 @@ pub mod file_status;
 pub mod host;
 pub mod job;
 pub mod plugin_name;
+pub mod sign;
 pub mod units;
 
 pub use batch::{Batch, Chunk, Events, Lane, Mark, Origin, Outcome, Progress, SourceId};
@@ -11,4 +12,5 @@ pub use file_status::{FileBoard, FileState, FileStatus};
 pub use host::Host;
 pub use job::{Invalid, JobKey, JobSpec, JobState, RunId, RunRecord, RunState};
 pub use plugin_name::PluginName;
+pub use sign::{SharedSign, Sign};
 pub use units::{Size, Span};

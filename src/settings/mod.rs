@@ -202,7 +202,7 @@ pub struct Settings {
 pub struct Agent {
     pub id: String,
     pub group: String,
-    /// Somebody said so: only then does it take jobs of its group.
+    /// Not the default one: only then does it take jobs of its group.
     pub group_given: bool,
     pub ip: Ip,
     /// Absolute; empty if private, until `move_to`.

@@ -128,8 +128,8 @@ impl EtcdStore {
             match error {
                 StoreError::Away(_) | StoreError::Unknown(_) if again && tries < TRIES => {}
                 StoreError::Unknown(why) if again => return Err(StoreError::Away(why)),
-                StoreError::Refused(why) => {
-                    // A new password or certificate is tried with the next connection.
+                // A new password or certificate is tried with the next connection; a right that is missing needs none.
+                StoreError::Refused(why) if !why.contains("permission denied") => {
                     *self.client.lock().await = None;
                     return Err(StoreError::Refused(why));
                 }
@@ -587,7 +587,8 @@ fn is_old_token(error: &Error) -> bool {
         if status.message().contains("auth store is old") || status.message().contains("invalid auth token"))
 }
 fn is_certificate(text: &str) -> bool {
-    ["certificate", "UnknownIssuer", "BadCertificate", "NotValidForName"]
+    let text = text.to_ascii_lowercase();
+    ["certificate", "unknownissuer", "unknownca", "notvalidforname"]
         .iter()
         .any(|word| text.contains(word))
 }

@@ -28,7 +28,7 @@ use luffly_agent::{
         lease::{GiveBack, LeaseView, ObserveLease, ObserveWatcher, WatcherView},
     },
     metrics::Metrics,
-    model::{Host, JobState, RunId},
+    model::{Host, JobState, RunId, Sign},
     store::{
         SharedStore, embedded,
         etcd::{EtcdStore, Options},
@@ -208,6 +208,7 @@ impl Seat {
                 hold_when_away: setup.hold,
                 watcher: Some(watcher.clone().recipient()),
                 runner: Some(runner.recipient()),
+                sign: Sign::new(setup.ttl),
                 log: log.clone(),
             };
             let (lease, _) = supervise(Restarts::CONTROL, Stopping::default(), pulse("lease"), log, |_, _| {

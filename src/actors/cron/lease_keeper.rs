@@ -3,7 +3,7 @@
 //!
 //! Hears: ObserveLease, GiveBack. Says: StandingChanged → JobWatcher, MayFire → CronRunner, the latest only, until they have heard it.
 //! Waits: for one turn of the registration, of which each call to the store has a limit; between turns on a timer.
-use std::{net::IpAddr, time::Duration};
+use std::time::Duration;
 
 use actix::prelude::*;
 
@@ -14,8 +14,11 @@ use crate::{
         jobs::MayFire,
         lease::{GiveBack, LeaseView, ObserveLease, Standing, StandingChanged},
     },
+    model::SharedSign,
 };
 
+/// Timers do not count while the machine sleeps, the clock does: it is looked at this often.
+const LOOK: Duration = Duration::from_secs(1);
 /// Between two tries to tell somebody who has just fallen.
 const TELL_AGAIN: Duration = Duration::from_millis(20);
 
@@ -28,6 +31,8 @@ pub struct LeaseKeeperParts {
     pub watcher: Option<Recipient<StandingChanged>>,
     /// None: there is no runner of jobs in this house.
     pub runner: Option<Recipient<MayFire>>,
+    /// Where the runner sees whether this agent was frozen.
+    pub sign: SharedSign,
     pub log: slog::Logger,
 }
 
@@ -45,6 +50,8 @@ pub struct LeaseKeeper {
     /// What the watcher and the runner have heard.
     told: (Option<Standing>, Option<MayFire>),
     telling: bool,
+    /// Steady time of the last turn.
+    turned_at: Duration,
     /// A stop has begun: why.
     giving_back: Option<String>,
     gone: bool,
@@ -63,6 +70,7 @@ impl LeaseKeeper {
             timer: None,
             told: (None, None),
             telling: false,
+            turned_at: Duration::ZERO,
             giving_back: None,
             gone: false,
             asked: Later::default(),
@@ -106,6 +114,9 @@ impl LeaseKeeper {
         self.registration = Some(registration);
         if trouble != self.trouble || standing.word() != self.standing.word() {
             match (&trouble, &standing) {
+                (Some(trouble), Standing::Away { .. }) => {
+                    slog::warn!(self.parts.log, "the store is out of reach, trying again"; "why" => trouble, "next_in" => ?next_in)
+                }
                 (Some(trouble), _) => {
                     slog::warn!(self.parts.log, "the agent is not registered"; "standing" => standing.word(),
                     "why" => trouble, "next_in" => ?next_in)
@@ -120,13 +131,22 @@ impl LeaseKeeper {
         }
         self.trouble = trouble;
         self.standing = standing;
+        self.turned_at = self.parts.registration.clock.steady();
         self.tell(ctx);
         if self.giving_back.is_some() {
             return self.turn(ctx);
         }
-        self.timer = Some(ctx.run_later(next_in, |keeper, ctx| {
+        let now = self.parts.registration.clock.steady();
+        self.wait_until(now + next_in, ctx);
+    }
+    fn wait_until(&mut self, due: Duration, ctx: &mut Context<Self>) {
+        let left = due.saturating_sub(self.parts.registration.clock.steady());
+        self.timer = Some(ctx.run_later(left.min(LOOK), move |keeper, ctx| {
             keeper.timer = None;
-            keeper.turn(ctx);
+            match keeper.parts.registration.clock.steady() >= due {
+                true => keeper.turn(ctx),
+                false => keeper.wait_until(due, ctx),
+            }
         }));
     }
 
@@ -164,6 +184,9 @@ impl LeaseKeeper {
                 }
                 keeper.tell_on(heard, ctx);
             }));
+        } else {
+            // Only now: who was frozen must have heard how it stands before it starts anything.
+            self.parts.sign.note(self.turned_at);
         }
     }
     fn tell_on(&mut self, heard: bool, ctx: &mut Context<Self>) {
@@ -172,12 +195,6 @@ impl LeaseKeeper {
             false => {
                 ctx.run_later(TELL_AGAIN, |keeper, ctx| keeper.tell(ctx));
             }
-        }
-    }
-    pub fn ip(&self) -> Option<IpAddr> {
-        match self.standing {
-            Standing::Waiting(_) => None,
-            Standing::Held { ip, .. } | Standing::Taken { ip, .. } | Standing::Away { ip, .. } => Some(ip),
         }
     }
 }

@@ -21,6 +21,7 @@ use crate::{
         jobs::{JobCommand, JobsChanged, MayFire, MeetWatcher},
         lease::{GiveBack, LeaseView, ObserveLease, ObserveWatcher, WatcherView},
     },
+    model::{SharedSign, Sign},
     os,
     settings::{self, OnPartition},
     store::{
@@ -33,6 +34,8 @@ use crate::{
 
 /// How long an answer of an actor is waited for.
 const ANSWER: Duration = Duration::from_secs(1);
+/// A store that is away holds up no stop for longer: the lease ends by itself then.
+const GIVE_BACK: Duration = Duration::from_secs(3);
 /// Messages that may wait at one of them; all are few.
 const MAILBOX: usize = 64;
 
@@ -50,10 +53,14 @@ pub struct Runner {
     pub commands: Recipient<JobCommand>,
     pub may_fire: Recipient<MayFire>,
     pub meet: Recipient<MeetWatcher>,
+    /// Asked before anything is started.
+    pub sign: SharedSign,
 }
 pub struct JobsHouse {
     lease: Member<LeaseKeeper>,
     watcher: Option<Member<JobWatcher>>,
+    /// Whoever reaches etcd is root here.
+    open_to_all: bool,
     _control: Arbiter,
 }
 struct Member<A: Actor> {
@@ -150,13 +157,14 @@ impl JobsHouse {
             control, store, kept, ..
         } = stores;
         let member = |name: &str| Pulse::new(name, start.metrics.restarts.clone());
-        let (watcher, may_fire) = match runner {
-            None => (None, None),
+        let (watcher, may_fire, sign) = match runner {
+            None => (None, None, Sign::new(settings.etcd.lease_ttl)),
             Some(Runner {
                 jobs,
                 commands,
                 may_fire,
                 meet,
+                sign,
             }) => {
                 let parts = JobWatcherParts {
                     store: store.clone(),
@@ -180,13 +188,16 @@ impl JobsHouse {
                 meet.send(watcher)
                     .await
                     .map_err(|_| "the runner of jobs fell at the start")?;
-                (Some(Member { addr, pulse }), Some(may_fire))
+                (Some(Member { addr, pulse }), Some(may_fire), sign)
             }
         };
         let addresses = Addresses {
             wanted: settings.agent.ip.clone(),
             etcd: settings.etcd.endpoints.clone(),
         };
+        let nobody_is_asked =
+            settings.etcd.user.is_none() && settings.etcd.tls.as_ref().is_none_or(|tls| tls.cert_and_key.is_none());
+        let open_to_all = os::is_root() && nobody_is_asked && !addresses.etcd_is_here();
         let parts = LeaseKeeperParts {
             registration: Parts {
                 store,
@@ -201,6 +212,7 @@ impl JobsHouse {
             hold_when_away: settings.etcd.on_partition == OnPartition::Hold,
             watcher: watcher.as_ref().map(|watcher| watcher.addr.clone().recipient()),
             runner: may_fire,
+            sign,
             log: start.log.clone(),
         };
         let pulse = member("jobs/lease");
@@ -208,6 +220,7 @@ impl JobsHouse {
         Ok(Self {
             lease: Member { addr, pulse },
             watcher,
+            open_to_all,
             _control: control,
         })
     }
@@ -241,20 +254,25 @@ impl JobsHouse {
         if let Some(stale) = watcher.stale {
             trouble.push(format!("the jobs are those of {} s ago", stale.as_secs()));
         }
+        if self.open_to_all {
+            trouble.push(
+                "jobs run as root, and etcd asks nobody who he is: set [etcd] user and password, or tls with cert and key".into(),
+            );
+        }
         trouble
     }
     /// After the drain of all runs: nothing is followed any more, and the lease goes.
-    pub async fn stop(&self, why: &str, deadline: tokio::time::Instant) -> Vec<String> {
+    pub async fn stop(&self, why: &str, deadline: tokio::time::Instant, log: &slog::Logger) -> Vec<String> {
         let mut late = vec![];
         if let Some(watcher) = &self.watcher {
             let drained = tokio::time::timeout_at(deadline, super::stop::until_answered(&watcher.addr, || Drain)).await;
             late.extend(drained.is_err().then(|| watcher.pulse.name.clone()));
         }
         let give_back = || GiveBack { why: why.to_owned() };
-        // A store that is away holds up no stop: the lease ends by itself then.
-        let within = deadline.max(tokio::time::Instant::now() + ANSWER);
-        let given = tokio::time::timeout_at(within, super::stop::until_answered(&self.lease.addr, give_back)).await;
-        late.extend(given.is_err().then(|| self.lease.pulse.name.clone()));
+        let given = super::stop::until_answered(&self.lease.addr, give_back);
+        if tokio::time::timeout(GIVE_BACK, given).await.is_err() {
+            slog::warn!(log, "the store did not take the lease back in time, it ends by itself"; "after" => ?GIVE_BACK);
+        }
         late
     }
 }

@@ -24,7 +24,7 @@ use crate::{
             LetGo, ObserveRunner, OutputView, WriteJob, WriteRefused, Written,
         },
     },
-    model::{Invalid, RunId, RunRecord, job::Limits},
+    model::{Invalid, RunId, RunRecord, SharedSign, Sign, job::Limits},
     os,
 };
 
@@ -34,6 +34,7 @@ const ANSWER: Duration = Duration::from_secs(1);
 pub struct RunnerHouse {
     pub addr: Addr<CronRunner>,
     pub pulse: SharedPulse,
+    sign: SharedSign,
     _arbiter: Arbiter,
 }
 impl RunnerHouse {
@@ -65,6 +66,7 @@ impl RunnerHouse {
             .ok()
             .flatten()
             .map_or_else(String::new, |user| user.name);
+        let sign = Sign::new(start.settings.etcd.lease_ttl);
         let pulse = Pulse::new("jobs/runner", start.metrics.restarts.clone());
         let parts = CronRunnerParts {
             history,
@@ -79,6 +81,7 @@ impl RunnerHouse {
             max_parallel: jobs.max_parallel,
             start_grace: jobs.start_grace,
             drain: start.settings.agent.drain,
+            sign: sign.clone(),
             pulse: pulse.clone(),
             clock: clock.clone(),
             log: start.log.new(slog::o!("actor" => "jobs/runner")),
@@ -89,6 +92,7 @@ impl RunnerHouse {
         Ok(Self {
             addr,
             pulse,
+            sign,
             _arbiter: arbiter,
         })
     }
@@ -98,6 +102,7 @@ impl RunnerHouse {
             commands: self.addr.clone().recipient(),
             may_fire: self.addr.clone().recipient(),
             meet: self.addr.clone().recipient(),
+            sign: self.sign.clone(),
         }
     }
     /// Heard before the drain: messages keep their order.

@@ -90,7 +90,7 @@ impl House {
             Why::Closed { said, .. } => (1, said.clone()),
         };
         if let Some(jobs) = &self.jobs {
-            late.extend(jobs.stop(&text, deadline).await);
+            late.extend(jobs.stop(&text, deadline, log).await);
         }
         if !late.is_empty() {
             text = format!(

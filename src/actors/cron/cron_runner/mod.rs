@@ -29,7 +29,7 @@ use crate::{
     executors::{Executors, Guards, Launcher, Outcome, Started, tree},
     history::{Change, History, JobMemory},
     messages::jobs::MeetWatcher,
-    model::{JobKey, RunId, RunRecord, job::Limits},
+    model::{JobKey, RunId, RunRecord, SharedSign, job::Limits},
     os,
     webhook::Webhook,
 };
@@ -41,6 +41,8 @@ const LONGEST_SLEEP: Duration = Duration::from_secs(30);
 const SET_BACK: SignedDuration = SignedDuration::from_secs(1);
 /// Past its instant by more, a run is not started any more.
 pub const TOO_LATE: Duration = Duration::from_secs(300);
+/// A frozen agent looks so often whether it has had word.
+const LOOK_FOR_WORD: Duration = Duration::from_millis(200);
 /// What a former life left, and orphans that became ours, are looked for so often, if there may be some.
 const LOOK_FOR_LEFT: Duration = Duration::from_secs(5);
 /// Looks after the last run: an orphan is buried at the second that sees it.
@@ -64,6 +66,7 @@ pub struct CronRunnerParts {
     pub start_grace: Duration,
     /// How long a stop may take.
     pub drain: Duration,
+    pub sign: SharedSign,
     pub pulse: SharedPulse,
     pub clock: SharedClock,
     pub log: slog::Logger,
@@ -77,6 +80,8 @@ pub struct CronRunner {
     enabled: bool,
     max_parallel: usize,
     drain: Duration,
+    /// While it is overdue, this agent was frozen and does not know yet whether another has its address.
+    sign: SharedSign,
     pulse: SharedPulse,
     clock: SharedClock,
     log: slog::Logger,
@@ -163,6 +168,7 @@ impl CronRunner {
             enabled: parts.enabled,
             max_parallel: parts.max_parallel.max(1),
             drain: parts.drain,
+            sign: parts.sign,
             pulse: parts.pulse,
             clock: parts.clock,
             log: parts.log,
@@ -227,7 +233,8 @@ impl CronRunner {
         for event in self.inbox.take() {
             self.heard(event, wall);
         }
-        if self.enabled && !self.draining {
+        let word = !self.sign.is_overdue(steady);
+        if self.enabled && !self.draining && word {
             for due in self.agenda.take_due(wall) {
                 self.due(due, wall, ctx);
             }
@@ -244,11 +251,17 @@ impl CronRunner {
                 self.go(id, ctx);
             }
         }
-        while let Some((until, id)) = self.waiting.first().copied().filter(|(until, _)| *until <= steady) {
+        while let Some((until, id)) = self
+            .waiting
+            .first()
+            .copied()
+            .filter(|(until, _)| *until <= steady && word)
+        {
             self.waiting.remove(&(until, id));
             self.make_ready(id);
         }
         while self.occupied < self.max_parallel
+            && word
             && let Some(id) = self.ready.pop_front()
         {
             self.prepare_start(id, wall);
@@ -269,7 +282,10 @@ impl CronRunner {
             .unwrap_or(LONGEST_SLEEP)
             .min(LONGEST_SLEEP);
         // A timer's grain is a millisecond: what is rounded down is looked for once too often.
-        let time = time.max(Duration::from_millis(1));
+        let time = match self.sign.is_overdue(steady) {
+            true => LOOK_FOR_WORD,
+            false => time.max(Duration::from_millis(1)),
+        };
         if let Some(alarm) = self.alarm.take() {
             ctx.cancel_future(alarm);
         }

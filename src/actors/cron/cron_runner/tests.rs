@@ -18,7 +18,7 @@ use crate::{
         },
     },
     metrics::Metrics,
-    model::JobState,
+    model::{JobState, Sign},
     os::Exit,
 };
 
@@ -162,6 +162,7 @@ impl House {
             max_parallel: 64,
             start_grace: Duration::from_secs(60),
             drain: Duration::from_secs(20),
+            sign: Sign::new(Duration::from_secs(30)),
             pulse: pulse.clone(),
             clock: clock.clone(),
             log: slog::Logger::root(slog::Discard, slog::o!()),
@@ -375,6 +376,22 @@ async fn a_malformed_job_is_shown_and_the_others_go_on() {
     house.until_started(2).await;
 }
 /// BEHAVIOUR 85.
+#[actix_rt::test]
+async fn who_was_frozen_for_longer_than_its_lease_has_word_before_it_starts_anything() {
+    let sign = Sign::new(Duration::from_secs(30));
+    let house = House::with(|parts| parts.sign = sign.clone(), Claimed::Granted, OnceMarked::Marked).await;
+    sign.note(house.clock.steady());
+    house.put("17", "").await;
+    house.minute().await; // 30 s: it may be as late as that
+    house.until_started(1).await;
+    house.end(0, ok()).await;
+    house.minute().await;
+    house.look().await;
+    assert_eq!(house.started(), 1, "60 s later nobody has said how it stands");
+    sign.note(house.clock.steady());
+    house.look().await;
+    house.until_started(2).await;
+}
 #[actix_rt::test]
 async fn overlap_does_what_it_says() {
     for (overlap, starts, states) in [
