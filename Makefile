@@ -6,8 +6,7 @@ DENY := target/tools/bin/cargo-deny
 .PHONY: help setup build release check test test-etcd demo bench bench-files bench-parts rotation-matrix soak plugins-page doc clean
 
 help: ## This menu
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s
-", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## Make a fresh clone ready: what is missing, cargo-deny, servers for bench; again is quick
 	@scripts/setup.sh

@@ -645,18 +645,24 @@ fn a_stopped_process_is_killed_by_force() {
 }
 
 #[test]
-fn hang_up_goes_on_and_usr1_reopens_the_log() {
+fn hang_up_reloads_and_usr1_reopens_the_log() {
     let home = Home::new();
     home.agent("start").is(0);
     let pid = home.pid();
     signal(pid, Signal::SIGHUP);
-    until("a word about SIGHUP", || home.log().contains("reload is not built yet"));
+    until("a word about SIGHUP", || {
+        home.log().contains("reloaded, nothing has changed")
+    });
     let log = home.data().join("logs/agent.log");
     let moved = home.data().join("logs/moved");
     fs::rename(&log, &moved).unwrap();
     signal(pid, Signal::SIGUSR1);
     until("a new log", || home.log().contains("opened again"));
-    assert!(fs::read_to_string(&moved).unwrap().contains("reload is not built yet"));
+    assert!(
+        fs::read_to_string(&moved)
+            .unwrap()
+            .contains("reloaded, nothing has changed")
+    );
     assert_eq!(
         fs::read_link(format!("/proc/{pid}/fd/2")).unwrap(),
         log,
@@ -747,7 +753,6 @@ fn wrong_usage_and_what_is_not_built_exit_64() {
     let home = Home::new();
     for (words, part) in [
         ("strat", "unknown command `strat`"),
-        ("reload", "not built yet"),
         ("start -input=stdin -output=null", "stdin"),
         ("start -input=file -filepath=/x -output=stdout", "stdout"),
         ("plugins nosuch", "unknown plugin `nosuch`, accepted: "),

@@ -43,6 +43,7 @@ const READ: &[&str] = &[
 const WRITE: &[(&str, &str)] = &[
     ("POST", "/api/v1/stop"),
     ("POST", "/api/v1/reopen"),
+    ("POST", "/api/v1/reload"),
     ("PUT", "/api/v1/log-level?level=debug"),
     ("POST", "/api/v1/session"),
     ("DELETE", "/api/v1/session"),
@@ -190,6 +191,9 @@ fn orders() {
     assert_eq!((stop.status, stop.json()), (202, json!({ "accepted": "stop" })));
     let reopen = agent.local("POST", "/api/v1/reopen");
     assert_eq!((reopen.status, reopen.json()), (202, json!({ "accepted": "reopen" })));
+    let reload = agent.local("POST", "/api/v1/reload");
+    let answer = json!({ "added": [], "removed": [], "changed": [{ "key": "log.level", "from": "info", "to": "debug" }], "pending": [] });
+    assert_eq!((reload.status, reload.json()), (200, answer));
     let level = agent.member("PUT", "/api/v1/log-level?for=5m", AGENT, br#"{"level":"debug"}"#);
     assert_eq!(
         (level.status, level.json()),
@@ -209,7 +213,7 @@ fn orders() {
     );
     assert_eq!(
         agent.heard(),
-        ["STOP", "REOPEN", "SET Debug Some(300s)", "SET Warning None"]
+        ["STOP", "REOPEN", "RELOAD", "SET Debug Some(300s)", "SET Warning None"]
     );
 }
 
@@ -454,7 +458,7 @@ fn writes_over_tcp_need_the_header() {
         let status = agent.member(method, path, &[("x-agent", "")], b"").status;
         assert!((200..300).contains(&status), "{method} {path}: {status}");
     }
-    assert_eq!(agent.heard(), ["STOP", "REOPEN", "SET Debug None"]);
+    assert_eq!(agent.heard(), ["STOP", "REOPEN", "RELOAD", "SET Debug None"]);
 }
 
 #[test]

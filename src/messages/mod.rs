@@ -10,8 +10,14 @@
 //! | `Hurry` | Root → Sink | heard | one a stop |
 //! | `Drain` | Root → Collector, then FilterStage, then Sinks; last HttpApi | nothing is left in it | one a stop |
 //! | `Reopen` | Root → Sinks | – | one a signal |
+//! | `Rewire` | Root → FilterStage | its edges are these | a few a reload |
+//! | `Join` | Root → Collector | the first batch of an output that is added | one an output |
+//! | `Relink` | Root → Collector | it knows these Sinks, Port and share | one a reload |
+//! | `HandOver` | Root → Sink, FilterStage, Collector, HttpApi | the heir has its place | one a reload |
+//! | `Retire` | Root → whoever is removed | it leaves for good | one |
 //! | `ObserveCollector`, `ObserveSink` | Root → each | its state | one a question |
 //! | `AskAgent`, `AskActors`, `AskPipelines`, `AskFiles`, `AskHealth`, `AskMetrics`, `AskWhy`, `AskConfig`, `AskLogs` | HttpApi → Root | plain data | requests, 2 s each |
+//! | `AskReload` | HttpApi → Root | what was other, or why nothing was touched | one, and one that waits; 40 s |
 //! | `AskStop`, `AskReopen`, `SetLogLevel` | HttpApi → Root | heard | requests, 2 s each |
 //! | `StandingChanged` | LeaseKeeper → JobWatcher | heard | one; the latest only |
 //! | `ObserveLease`, `ObserveWatcher` | Root → each | its state | one a question |
@@ -27,7 +33,7 @@
 //! | `AskJobs`, `AskJob`, `AskRuns`, `AskOutput`, `CheckJob`, `AskWhyJob`, `ObserveRunner` | HttpApi, Root → CronRunner | plain data | requests, 2 s each |
 //!
 //! Whatever carries data travels in a Port; nothing calls `do_send`. An answer that is owed survives a fall of whoever owes it; a message
-//! that was lost in one is sent again (`root::until_answered`, the Collector's go-back-N).
+//! that was lost in one is sent again (`root::until_answered`, the Collector's go-back-N); what it carried lies in a slot of the asker.
 pub mod collect;
 pub mod control;
 pub mod jobs;

@@ -55,13 +55,13 @@ pub fn difference(old: &Settings, new: &Settings) -> Difference {
     found.values("", &others(&before), &others(&after));
     for (i, pipeline) in old.pipelines.iter().enumerate() {
         if !new.pipelines.iter().any(|p| p.name == pipeline.name) {
-            found.gone(format!("pipeline.{}", pipeline.name), &before["pipeline"][i]);
+            found.went(format!("pipeline.{}", pipeline.name), &before["pipeline"][i]);
         }
     }
     for (i, pipeline) in new.pipelines.iter().enumerate() {
         let (key, after) = (format!("pipeline.{}", pipeline.name), &after["pipeline"][i]);
         let Some(at) = old.pipelines.iter().position(|p| p.name == pipeline.name) else {
-            found.new(key, after);
+            found.came(key, after);
             continue;
         };
         let before = &before["pipeline"][at];
@@ -71,13 +71,13 @@ pub fn difference(old: &Settings, new: &Settings) -> Difference {
         }
         let Heirs { of, gone } = heirs(&old.pipelines[at].outputs, &pipeline.outputs);
         for old in gone {
-            found.gone(format!("{key}.outputs[{old}]"), &before["outputs"][old]);
+            found.went(format!("{key}.outputs[{old}]"), &before["outputs"][old]);
         }
         for (new, old) in of.into_iter().enumerate() {
             let key = format!("{key}.outputs[{new}]");
             match old {
                 Some(old) => found.values(&key, &before["outputs"][old], &after["outputs"][new]),
-                None => found.new(key, &after["outputs"][new]),
+                None => found.came(key, &after["outputs"][new]),
             }
         }
     }
@@ -91,10 +91,10 @@ pub fn difference(old: &Settings, new: &Settings) -> Difference {
     found
 }
 impl Difference {
-    fn new(&mut self, key: String, to: &Value) {
+    fn came(&mut self, key: String, to: &Value) {
         self.added.push(masked(key, &Value::Null, to));
     }
-    fn gone(&mut self, key: String, from: &Value) {
+    fn went(&mut self, key: String, from: &Value) {
         self.removed.push(masked(key, from, &Value::Null));
     }
     fn other(&mut self, key: String, from: &Value, to: &Value) {
@@ -233,7 +233,7 @@ mod tests {
             json!({"user": "me", "password": "b"}),
         );
         found.values("x", &from, &to);
-        found.gone("y".into(), &json!({"tls": {"key_password": "c"}}));
+        found.went("y".into(), &json!({"tls": {"key_password": "c"}}));
         assert_eq!(keys(&found.changed), ["x.password"]);
         let shown = format!("{found:?}");
         assert!(

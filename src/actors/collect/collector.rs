@@ -1,18 +1,20 @@
 //! Mounts an Input: reads batches, numbers them, sends them on, and keeps each until everyone who had to has settled it.
 //! Hears: Fate, AwaitEnd, Join, Relink, HandOver, Drain, Retire, ObserveCollector. Says: Ship → FilterStage, SyncNow → Sinks.
 //! Bound: the window (`WINDOW` batches, and its Share of the memory). Waits: for the input, on a blocking thread; for room.
+mod checkpoints;
+mod reload;
+
 use std::{
     cell::RefCell,
     collections::{HashMap, VecDeque},
-    panic::AssertUnwindSafe,
     rc::Rc,
-    sync::{Arc, Mutex, atomic::Ordering::Relaxed},
+    sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
 use actix::prelude::*;
 use futures_util::{
-    future::{AbortHandle, abortable, join_all},
+    future::{AbortHandle, abortable},
     stream,
 };
 use tokio::{
@@ -20,19 +22,21 @@ use tokio::{
     sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
 };
 
+pub use self::reload::{InputHeir, Links};
+use self::{checkpoints::lock, reload::Missed};
 use crate::{
     actors::{
         collect::{memory::Share, meter::PipelineMeter, rate::Rate},
         kit::{Errand, Farewell, Later, Port, Restarts, Room, SharedPulse, Weight, errand::guarded, supervise::Falls},
     },
-    checkpoint::{Journal, SharedJournal},
+    checkpoint::SharedJournal,
     clock::SharedClock,
     messages::{
-        collect::{AwaitEnd, CollectorView, HandOver, Join, Joined, ObserveCollector, Relink, Retire, Ship, SyncNow},
+        collect::{AwaitEnd, CollectorView, ObserveCollector, Ship, SyncNow},
         control::Drain,
         receipt::{Fate, Receipt},
     },
-    model::{Batch, Chunk, Lane, Outcome, Progress, SourceId, file_status::SharedFileBoard},
+    model::{Batch, Chunk, Lane, Outcome},
     plugins::inputs::{Input, InputError, News, Next, Want},
 };
 
@@ -41,11 +45,6 @@ const WINDOW: usize = 8;
 /// So many chunks in one call of `read`: it shares the cost of the hand-over to the blocking thread.
 const CHUNKS_A_READ: usize = 4;
 const CHUNK: u64 = 256 * 1024;
-const CHECKPOINT_EVERY: Duration = Duration::from_millis(50);
-const SYNC_EVERY: Duration = Duration::from_secs(1);
-/// A sink that cannot sync holds only the synced watermark back.
-const SYNC_LIMIT: Duration = Duration::from_secs(10);
-const LAST_SYNC_LIMIT: Duration = Duration::from_secs(2);
 const TEND_EVERY: Duration = Duration::from_millis(500);
 const INPUT_RETRY: Restarts = Restarts {
     first: Duration::from_millis(100),
@@ -67,24 +66,6 @@ pub struct CollectorParts {
     pub pulse: SharedPulse,
     pub clock: SharedClock,
     pub log: slog::Logger,
-}
-
-/// Whom it knows, and what it may take: may change in a reload.
-#[derive(Clone)]
-pub struct Links {
-    pub next: Port<Ship>,
-    pub sinks: Vec<Recipient<SyncNow>>,
-    /// The numbers of all outputs.
-    pub outputs: Vec<u32>,
-    /// Its own share of the memory, in bytes.
-    pub share: u64,
-    pub max_rate: Option<u64>,
-}
-/// The input that takes over, from the checkpoint.
-pub struct InputHeir {
-    pub input: Box<dyn Input>,
-    /// The pipeline's, which it will fill anew.
-    pub board: SharedFileBoard,
 }
 
 pub struct Collector {
@@ -145,13 +126,6 @@ struct Slot {
     chunk: Chunk,
     outcome: Arc<Outcome>,
     settled: bool,
-}
-/// What came before an output joined: it has no part in it.
-struct Missed {
-    /// Batches below this one.
-    before: u64,
-    /// `passed`, of those that have left the window.
-    passed: u64,
 }
 impl Slot {
     /// How many of its events were not filtered away.
@@ -288,72 +262,6 @@ impl Handler<AwaitEnd> for Collector {
         answer
     }
 }
-impl Handler<Join> for Collector {
-    type Result = Joined;
-    /// Whatever is in the window is none of its business; what is read from now on is.
-    fn handle(&mut self, Join(output): Join, _: &mut Self::Context) -> Self::Result {
-        for slot in &self.window {
-            slot.outcome.account(output);
-        }
-        let missed = Missed {
-            before: self.end(),
-            passed: self.passed,
-        };
-        self.joins.insert(output, missed);
-        self.parts.outputs = self.parts.outputs.max(output + 1);
-        Joined {
-            lane: self.lane,
-            seq: self.end(),
-        }
-    }
-}
-impl Handler<Relink<Links>> for Collector {
-    type Result = ();
-    fn handle(&mut self, Relink(links): Relink<Links>, ctx: &mut Self::Context) {
-        fail::fail_point!("collector-relink"); // a message lost: it is said again
-        let Links {
-            next,
-            sinks,
-            outputs,
-            share,
-            max_rate,
-        } = links;
-        (self.parts.next, self.parts.sinks) = (next, sinks);
-        self.parts.outputs = outputs.iter().map(|number| number + 1).max().unwrap_or(0);
-        self.joins.retain(|number, _| outputs.contains(number));
-        self.share.resize(share);
-        if self.rate.as_ref().map(Rate::per_second) != max_rate {
-            self.rate = max_rate.map(|rate| Rate::new(rate, self.parts.clock.steady()));
-        }
-        if let Some(stop) = self.waits_for_room.take() {
-            stop.abort(); // that room may be an old port's
-            self.sending = false;
-        }
-        self.pump(ctx);
-    }
-}
-/// The old one reads no more, or gives out what it has taken from a source that cannot be read again; when all is settled the heir
-/// begins at the checkpoint.
-impl Handler<HandOver<InputHeir>> for Collector {
-    type Result = ResponseFuture<()>;
-    fn handle(&mut self, HandOver(slot): HandOver<InputHeir>, ctx: &mut Self::Context) -> Self::Result {
-        fail::fail_point!("collector-relink");
-        let heir = slot.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
-        self.heir = heir.or(self.heir.take());
-        let answer = self.await_heir.ask();
-        self.pump(ctx);
-        answer
-    }
-}
-impl Handler<Retire> for Collector {
-    type Result = ();
-    fn handle(&mut self, _: Retire, ctx: &mut Self::Context) {
-        for asked in [&mut self.await_end, &mut self.await_heir, &mut self.await_drain] {
-            asked.tell(());
-        }
-        self.farewell.say(ctx);
-    }
-}
 impl Handler<Drain> for Collector {
     type Result = ResponseFuture<()>;
     fn handle(&mut self, _: Drain, ctx: &mut Self::Context) -> Self::Result {
@@ -417,21 +325,6 @@ impl Collector {
                 self.conclude(ctx);
             }
         }
-    }
-
-    /// All that the old input gave is settled: the heir takes its place.
-    fn succeed(&mut self, ctx: &mut Context<Self>) {
-        let Some(InputHeir { input, board }) = self.heir.take() else {
-            return;
-        };
-        board.clear();
-        self.parts.rewinds = input.rewinds();
-        let before = self.input.replace(input);
-        actix_rt::task::spawn_blocking(move || drop(before)); // it may wait for a disk
-        (self.ended, self.errors_in_a_row, self.error) = (false, 0, None);
-        self.falls.over(&self.parts.pulse);
-        self.await_heir.tell(());
-        self.pump(ctx);
     }
 
     fn read_on(&mut self, ctx: &mut Context<Self>) {
@@ -728,147 +621,5 @@ impl Collector {
             lock(journal).settle(&marks);
             (self.unwritten, self.unsynced) = (true, true);
         }
-    }
-}
-
-// ---- checkpoints
-fn lock(journal: &Mutex<Journal>) -> std::sync::MutexGuard<'_, Journal> {
-    journal.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-}
-type Checkpointed = Result<(), String>;
-/// On a thread that may wait for the disk; a panic (a failpoint) is an error like others.
-async fn on_disk(
-    journal: SharedJournal,
-    work: impl FnOnce(&mut Journal) -> std::io::Result<()> + Send + 'static,
-) -> Checkpointed {
-    let work = move || std::panic::catch_unwind(AssertUnwindSafe(|| work(&mut lock(&journal))));
-    match actix_rt::task::spawn_blocking(work).await {
-        Ok(Ok(result)) => result.map_err(|error| format!("could not write checkpoint: {error}")),
-        Ok(Err(_)) | Err(_) => Err("could not write checkpoint: its write panicked".into()),
-    }
-}
-
-/// The disk is waited for without the lock: who settles meanwhile does not wait with us.
-async fn sync_on_disk(journal: SharedJournal, until: Vec<(SourceId, Progress)>) -> Checkpointed {
-    let file = Arc::new(Mutex::new(None));
-    let (found, again) = (file.clone(), journal.clone());
-    on_disk(journal, move |journal| {
-        *found.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = journal.begin_sync(&until)?;
-        Ok(())
-    })
-    .await?;
-    let Some(file) = file.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take() else {
-        return Ok(());
-    };
-    match actix_rt::task::spawn_blocking(move || file.sync_data()).await {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(error)) => Err(lock(&again).sync_failed(error).to_string()),
-        Err(_) => Err("could not write checkpoint: its sync panicked".into()),
-    }
-}
-
-impl Collector {
-    fn checkpointed(&mut self, result: Checkpointed) -> bool {
-        match result {
-            Ok(()) => {
-                if self.checkpoint_error.take().is_some() {
-                    slog::info!(self.parts.log, "checkpoints can be written again");
-                }
-                true
-            }
-            Err(error) => {
-                self.parts.meter.checkpoint_errors.inc();
-                if self.checkpoint_error.is_none() {
-                    slog::error!(self.parts.log, "checkpoint failed, collecting on; a restart would repeat"; "error" => &error);
-                }
-                self.checkpoint_error = Some(error);
-                false
-            }
-        }
-    }
-    fn checkpoint_later(&mut self, ctx: &mut Context<Self>) {
-        if !self.unwritten || self.checkpointing {
-            return;
-        }
-        let Some(journal) = self.parts.journal.clone() else {
-            return;
-        };
-        self.checkpointing = true;
-        // After an error once a second, so as not to hammer a full disk.
-        let wait = if self.checkpoint_error.is_some() {
-            SYNC_EVERY
-        } else {
-            CHECKPOINT_EVERY
-        };
-        ctx.run_later(wait, move |me, ctx| {
-            me.unwritten = false;
-            ctx.spawn(on_disk(journal, Journal::write).into_actor(me).map(|result, me, ctx| {
-                me.checkpointing = false;
-                me.unwritten |= !me.checkpointed(result);
-                me.tell_settled = true;
-                me.checkpoint_later(ctx);
-            }));
-        });
-    }
-    fn sync_later(&mut self, ctx: &mut Context<Self>) {
-        if !self.unsynced || self.syncing || self.parts.journal.is_none() {
-            return;
-        }
-        self.syncing = true;
-        ctx.run_later(SYNC_EVERY, |me, ctx| {
-            me.unsynced = false;
-            ctx.spawn(me.sync(SYNC_LIMIT).into_actor(me).map(|done, me, ctx| {
-                me.syncing = false;
-                me.unsynced |= match done {
-                    Some(result) => !me.checkpointed(result),
-                    None => true,
-                };
-                me.sync_later(ctx);
-            }));
-        });
-    }
-    /// First the outputs, then the journal. None: an output could not; the synced watermark stays where it was.
-    fn sync(&self, limit: Duration) -> impl Future<Output = Option<Checkpointed>> + use<> {
-        let sinks = self.parts.sinks.clone();
-        let journal = self.parts.journal.clone();
-        let until = journal.as_ref().map(|journal| lock(journal).before_sync());
-        async move {
-            let asked = join_all(sinks.iter().map(|sink| tokio::time::timeout(limit, sink.send(SyncNow)))).await;
-            if !asked.iter().all(|answer| matches!(answer, Ok(Ok(Ok(()))))) {
-                return None;
-            }
-            match (journal, until) {
-                (Some(journal), Some(until)) => Some(sync_on_disk(journal, until).await),
-                _ => Some(Ok(())),
-            }
-        }
-    }
-    /// Nothing is left: one last checkpoint, then the answer.
-    fn conclude(&mut self, ctx: &mut Context<Self>) {
-        if self.drained {
-            self.await_drain.tell(());
-            return;
-        }
-        if std::mem::replace(&mut self.concluding, true) {
-            return;
-        }
-        let (journal, sync) = (self.parts.journal.clone(), self.sync(LAST_SYNC_LIMIT));
-        let last = async move {
-            let written = match journal {
-                Some(journal) => on_disk(journal, Journal::write).await,
-                None => Ok(()),
-            };
-            (written, sync.await)
-        };
-        ctx.spawn(last.into_actor(self).map(|(written, synced), me, ctx| {
-            me.concluding = false;
-            me.checkpointed(written);
-            if let Some(result) = synced {
-                me.checkpointed(result);
-            }
-            me.drained = true;
-            me.parts.pulse.drained();
-            me.conclude(ctx);
-        }));
     }
 }

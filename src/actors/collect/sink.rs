@@ -1,6 +1,9 @@
 //! Mounts an Output: writes batches in the order of their lane, settles what is delivered, tries again for ever what is not.
 //! Hears: Ship, SyncNow, Hurry, Reopen, AwaitClosed, HandOver, Drain, Retire, ObserveSink. Bound: its Port's room; an output that drops lets go of the
 //! room on entry and bounds its own queue. Waits: for the far side, on a blocking thread.
+mod letters;
+mod reload;
+
 use std::{
     collections::{HashMap, VecDeque},
     sync::Arc,
@@ -18,9 +21,9 @@ use crate::{
         },
     },
     clock::SharedClock,
-    deadletter::{DeadLetter, Letter},
+    deadletter::DeadLetter,
     messages::{
-        collect::{AwaitClosed, HandOver, Hurry, Joined, ObserveSink, Retire, Ship, SinkView, SyncNow},
+        collect::{AwaitClosed, Hurry, Joined, ObserveSink, Ship, SinkView, SyncNow},
         control::{Drain, Reopen},
         receipt::Receipt,
     },
@@ -306,52 +309,6 @@ impl Handler<AwaitClosed> for Sink {
         answer
     }
 }
-/// The one under way goes on to its end, and what it reports counts; then the heir begins with what is not delivered.
-impl Handler<HandOver<SinkHeir>> for Sink {
-    type Result = ResponseFuture<()>;
-    fn handle(&mut self, HandOver(slot): HandOver<SinkHeir>, ctx: &mut Self::Context) -> Self::Result {
-        fail::fail_point!("sink-heir"); // a message lost: it is said again
-        let heir = slot.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
-        if let Some(SinkHeir { output, rules, mailbox }) = heir {
-            ctx.set_mailbox_capacity(mailbox);
-            self.backoff = rules.backoff.clone();
-            self.parts.rules = rules;
-            self.heir = output.or(self.heir.take());
-            if let Some(timer) = self.resting.take() {
-                ctx.cancel_future(timer);
-            }
-            self.bound();
-        }
-        let answer = self.await_heir.ask();
-        self.pump(ctx);
-        answer
-    }
-}
-/// What it holds is let go of, and counted.
-impl Handler<Retire> for Sink {
-    type Result = ();
-    fn handle(&mut self, _: Retire, ctx: &mut Self::Context) {
-        for Waiting {
-            batch,
-            receipts,
-            entered,
-            ..
-        } in self.queue.drain(..)
-        {
-            if entered || batch.outcome.account(self.parts.number) {
-                self.parts.meter.dropped("removed", batch.events.len());
-            }
-            receipts.into_iter().for_each(Receipt::settle);
-        }
-        for asked in [&mut self.await_sync, &mut self.syncing] {
-            asked.tell(Err("the output was removed".into()));
-        }
-        self.await_closed.tell("the output was removed".into());
-        self.await_heir.tell(());
-        self.await_drain.tell(());
-        self.farewell.say(ctx);
-    }
-}
 impl Handler<Drain> for Sink {
     type Result = ResponseFuture<()>;
     fn handle(&mut self, _: Drain, ctx: &mut Self::Context) -> Self::Result {
@@ -512,25 +469,6 @@ impl Sink {
             self.await_drain.tell(());
         }
     }
-    /// The output is back: it puts in order what it has delivered and is let go of, then the heir takes its place.
-    fn succeed(&mut self, ctx: &mut Context<Self>) {
-        if let Some(mut output) = self.output.take() {
-            self.errand = Some(Errand::start(move || {
-                let closed = guarded(&mut output, |output| output.close().map_err(|error| error.to_string()));
-                let gone = guarded(&mut Some(output), |output| drop(output.take())); // here, it may wait for a disk
-                Done::LetGo(closed.and_then(|closed| closed).and(gone))
-            }));
-            return self.pump(ctx);
-        }
-        self.output = self.heir.take();
-        // Whatever was the matter, it was with the one that is gone.
-        (self.panics, self.condemned, self.error, self.closed) = (0, None, None, None);
-        self.breaker = Breaker::default();
-        self.backoff.reset();
-        self.falls.over(&self.parts.pulse);
-        self.show_breaker();
-        self.pump(ctx);
-    }
     fn show_breaker(&self) {
         self.parts.meter.breaker.set(match self.breaker_state() {
             BreakerState::Closed => 0,
@@ -682,57 +620,5 @@ impl Sink {
         } else {
             self.rest(wait, ctx);
         }
-    }
-
-    // ---- the dead letter
-    fn bury(&mut self, ctx: &mut Context<Self>) {
-        let (Some(front), Some((error, reason))) = (self.queue.front(), &self.condemned) else {
-            self.condemned = None;
-            return;
-        };
-        let (batch, error, reason) = (front.batch.clone(), error.clone(), *reason);
-        let (letters, pipeline, label) = (
-            self.parts.letters.clone(),
-            self.parts.pipeline.clone(),
-            self.parts.label.clone(),
-        );
-        self.errand = Some(Errand::start(move || {
-            let letter = Letter {
-                pipeline: &pipeline,
-                output: Some(&label),
-                reason,
-                error: &error,
-                batch: &batch,
-            };
-            Done::Buried(letters.put(letter).map_err(|error| error.to_string()))
-        }));
-        self.pump(ctx);
-    }
-    fn buried(&mut self, result: Result<(), String>, ctx: &mut Context<Self>) {
-        if let Err(error) = result {
-            slog::error!(self.parts.log, "dead letter cannot be written, the batch waits"; "error" => &error);
-            self.error = Some(error);
-            let wait = self.backoff.next();
-            let wait = self.limited(wait);
-            return self.rest(wait, ctx);
-        }
-        let Some((error, reason)) = self.condemned.take() else {
-            return;
-        };
-        let Some(Waiting {
-            batch,
-            receipts,
-            entered,
-            ..
-        }) = self.remove(0)
-        else {
-            return;
-        };
-        if entered || batch.outcome.account(self.parts.number) {
-            self.parts.meter.dead(reason, batch.events.len());
-        }
-        slog::error!(self.parts.log, "batch is in the dead letter"; "reason" => reason, "events" => batch.events.len(), "error" => error);
-        receipts.into_iter().for_each(Receipt::settle);
-        self.panics = 0;
     }
 }

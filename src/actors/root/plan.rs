@@ -30,7 +30,7 @@ pub struct Plan {
 }
 pub enum Planned {
     Same(Arc<Pipeline>),
-    Changed(Arc<Pipeline>, Changes),
+    Changed(Arc<Pipeline>, Box<Changes>),
     New(Box<Fresh>),
 }
 pub struct Fresh {
@@ -112,7 +112,7 @@ impl Plan {
             pipelines.push(match old.iter().find(|p| p.name == settings.name) {
                 None => Planned::New(Box::new(planner.fresh(settings).map_err(named)?)),
                 Some(old) if old.settings == *settings => Planned::Same(old.clone()),
-                Some(old) => Planned::Changed(old.clone(), planner.changes(old, settings).map_err(named)?),
+                Some(old) => Planned::Changed(old.clone(), Box::new(planner.changes(old, settings).map_err(named)?)),
             });
         }
         let stays = |old: &&Arc<Pipeline>| new.pipelines.iter().any(|p| p.name == old.name);

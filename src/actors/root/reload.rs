@@ -196,7 +196,7 @@ impl House {
                 };
                 self.exchange(&old, changes, limits, until).await
             }
-            Planned::Changed(old, changes) => self.exchange(&old, changes, limits, until).await,
+            Planned::Changed(old, changes) => self.exchange(&old, *changes, limits, until).await,
             Planned::New(fresh) => {
                 let name = fresh.settings.name.clone();
                 match self.raise(*fresh, limits).await {
