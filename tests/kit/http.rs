@@ -15,7 +15,10 @@ use actix::prelude::*;
 use luffly_agent::{
     actors::http_api::{HttpApi, HttpApiParts},
     clock,
-    messages::{control::*, jobs::*},
+    messages::{
+        control::{OutputView as OutputLook, *},
+        jobs::{OutputView, *},
+    },
     metrics::Metrics,
     model::{FileState, FileStatus, Host, Invalid, RunRecord},
     web::Ask,
