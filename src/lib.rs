@@ -32,6 +32,7 @@ pub mod plugins;
 pub mod retry;
 pub mod schedule;
 pub mod settings;
+pub mod signature;
 pub mod web;
 
 /// As it is shown, registered and compared.

@@ -21,6 +21,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "clock",
             "checkpoint",
             "deadletter",
+            "signature",
         ],
     ),
     (
@@ -55,6 +56,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "clock",
             "settings",
             "os",
+            "signature",
         ],
     ),
     ("actors::http_api", &["web"]),
@@ -72,6 +74,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("model", &[]),
     ("model::job", &["schedule"]), // a job that cannot be due is no job
     ("schedule", &[]),
+    ("signature", &["model"]),
     ("os", &[]),
     ("retry", &[]),
 ];
