@@ -28,6 +28,7 @@ check: ## Form, clippy (also with failpoints), licenses and bans of dependencies
 
 test: ## All tests, then all again with failpoints (one at a time: a failpoint counts for the whole process)
 	@scripts/setup.sh build
+	@scripts/setup.sh etcd
 	$(CARGO) test --locked
 	$(CARGO) test --locked --features failpoints -- --test-threads=1
 

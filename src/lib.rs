@@ -22,6 +22,7 @@ pub mod checkpoint;
 pub mod cli;
 pub mod clock;
 pub mod deadletter;
+pub mod executors;
 pub mod identity;
 pub mod log;
 pub mod messages;
@@ -33,6 +34,7 @@ pub mod retry;
 pub mod schedule;
 pub mod settings;
 pub mod signature;
+pub mod store;
 pub mod web;
 
 /// As it is shown, registered and compared.

@@ -424,8 +424,8 @@ nice = 20
 max_read_channel_size = 0
 max_write_channel_size = -1
 max_write_bulk_size = '500'
-[etcd]
-endpoints = ['127.0.0.1:2379']
+[influxdb]
+address = '127.0.0.1:8086'
 [[pipeline]]
 name = 'a b'
 input = { plugin = 'stdin', max_rate = 0 }
@@ -447,7 +447,7 @@ input = { plugin = 'null' }
     case().toml(text).says(
         78,
         &[
-            "agent.toml:1: colour: unknown key, accepted: agent, http, log, limits, pipeline, input, filter, output",
+            "agent.toml:1: colour: unknown key, accepted: agent, http, etcd, log, limits, pipeline, input, filter, output",
             "agent.toml:3: agent.id: found 5, accepted: 1 to 64 characters without blanks and slashes",
             &format!("agent.toml:4: agent.drain: found \"0s\", which means nothing here, {SPAN}"),
             "agent.toml:5: agent.idd: unknown key, accepted: id, group, ip, data_dir, pid_file, drain; did you mean `id`?",
@@ -469,7 +469,7 @@ input = { plugin = 'null' }
             "agent.toml:22: limits.max_read_channel_size: found 0, accepted: a whole number from 1 to 4294967295",
             "agent.toml:23: limits.max_write_channel_size: found -1, accepted: a whole number from 1 to 4294967295",
             "agent.toml:24: limits.max_write_bulk_size: found \"500\", accepted: a whole number from 1 to 4294967295",
-            "agent.toml:25: etcd: not built yet",
+            "agent.toml:25: influxdb: not built yet",
             "agent.toml:28: pipeline[0].name: found \"a b\", accepted: 1 to 64 of the characters A-Z a-z 0-9 - _",
             &format!("agent.toml:29: pipeline[0].input.max_rate: found 0, which means nothing here, {SIZE}"),
             "agent.toml:31: pipeline[0].outputs[0].when_full: found \"spill\", which is not built yet, accepted: block, drop_newest, \
@@ -539,7 +539,7 @@ fn errors_name_their_layer() {
             64,
             &[
                 "AGENT_HTTP__ADRESS: http.adress: unknown key, accepted: address, insecure_remote, tls; did you mean `address`?",
-                "AGENT_X__Y: x: unknown key, accepted: agent, http, log, limits, pipeline, input, filter, output",
+                "AGENT_X__Y: x: unknown key, accepted: agent, http, etcd, log, limits, pipeline, input, filter, output",
                 "--set: agent.x: unknown key, accepted: id, group, ip, data_dir, pid_file, drain",
                 "-http-address: http.address: found \"10630\", accepted: \"off\", or host:port as in \"127.0.0.1:10630\", \
                  \"[::1]:10630\" or \":10630\" (port 0: any)",

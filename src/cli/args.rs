@@ -196,7 +196,7 @@ const NOT_BUILT: [&str; 9] = [
     "token",
     "etcd-roles",
 ];
-const NOT_BUILT_OPTIONS: [&str; 3] = ["etcd-endpoint", "influxdb-addr", "require-address"];
+const NOT_BUILT_OPTIONS: [&str; 2] = ["influxdb-addr", "require-address"];
 
 /// `argv` begins with the program's name.
 pub fn parse(argv: impl IntoIterator<Item = impl Into<OsString>>) -> Result<Command, Leave> {
@@ -506,8 +506,8 @@ mod tests {
             assert_eq!(read(&format!("-config x {name}")), Err(refused));
         }
         for (line, option) in [
-            ("-etcd-endpoint=127.0.0.1:2379", "-etcd-endpoint"),
-            ("start --etcd-endpoint 127.0.0.1:2379", "--etcd-endpoint"),
+            ("-influxdb-addr=http://127.0.0.1:8086", "-influxdb-addr"),
+            ("start --influxdb-addr http://127.0.0.1:8086", "--influxdb-addr"),
             ("-influxdb-addr http://x", "-influxdb-addr"),
             ("start --require-address", "--require-address"),
         ] {
@@ -523,7 +523,7 @@ mod tests {
             (
                 "-inptu=file",
                 "unknown option `--inptu` of `agent`, accepted: --config, --data-dir, --pid-file, --agent-id, --agent-group, \
-                 --input, --filter, --output, --filepath, --set, --http-address, --max-read-channel-size, \
+                 --etcd-endpoint, --input, --filter, --output, --filepath, --set, --http-address, --max-read-channel-size, \
                  --max-write-channel-size, --max-write-bulk-size, --log-level, --once, --version, --help, -f; \
                  did you mean `--input`?",
             ),

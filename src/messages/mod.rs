@@ -27,4 +27,5 @@
 pub mod collect;
 pub mod control;
 pub mod jobs;
+pub mod lease;
 pub mod receipt;

@@ -1,21 +1,30 @@
 //! Linux: clocks, machine, and (in the files below) processes, private files and locks, local sockets, the way into the background.
 mod background;
+mod cgroup;
 mod files;
+mod proc_table;
 mod process;
 mod sockets;
+mod spawn;
 
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
 
 pub use background::{Child, Forked, Outcome, Ready, into_background};
+pub use cgroup::{Cgroup, leave_run_cgroup, remove_left_cgroups};
 pub use files::{
     DirError, Holder, Lock, LockError, PRIVATE_DIR, PRIVATE_FILE, holder, private_dir, private_temp_dir, write_private,
+};
+pub use proc_table::{
+    Exit, Proc, Reaper, become_subreaper, exit_fd, forget_child, peek_exit, process, processes, reap, start_variable,
+    started_with,
 };
 pub use process::{
     Process, close_inherited, own_uid, prepare_signals, raise_open_files, redirect_stderr, release_code, set_nice,
 };
 pub use sockets::{LocalAddress, bind_private};
+pub use spawn::{Program, User, spawn};
 
 /// Time since boot, suspend included.
 pub fn since_boot() -> Duration {

@@ -1,6 +1,7 @@
 //! What the agent is told, checked: layers (`layers`) → tables (`check`, `pipelines`) → `Settings`, or all that is wrong with it, with
 //! the place of each (`finding`). The only reader of settings files and of the environment.
 mod check;
+mod etcd;
 mod finding;
 mod flags;
 mod layers;
@@ -15,6 +16,7 @@ use std::{
 };
 
 pub use check::level;
+pub use etcd::{Etcd, EtcdTls, OnPartition};
 pub use finding::{At, Finding, Refused, unknown};
 pub use flags::{Options, Place};
 pub use show::level_word;
@@ -65,6 +67,7 @@ pub fn load(
     let mut top = Section::open(&findings, String::new(), layers.tree());
     let mut agent = check::agent(&mut top, &env);
     let http = check::http(&mut top);
+    let etcd = etcd::etcd(&mut top);
     let log = check::log(&mut top);
     let (limits, [max_read_channel_size, max_write_channel_size, max_write_bulk_size]) = check::limits(&mut top);
     let pipelines = pipelines::pipelines(&mut top, options, purpose);
@@ -85,6 +88,7 @@ pub fn load(
     Ok(Settings {
         agent,
         http,
+        etcd,
         log,
         limits,
         max_read_channel_size,
@@ -140,6 +144,7 @@ fn usual_config() -> Option<PathBuf> {
 pub struct Settings {
     pub agent: Agent,
     pub http: Http,
+    pub etcd: Etcd,
     pub log: Log,
     pub limits: Limits,
     /// Events that may wait between an input and its filters.
@@ -159,6 +164,8 @@ pub struct Settings {
 pub struct Agent {
     pub id: String,
     pub group: String,
+    /// Somebody said so: only then does it take jobs of its group.
+    pub group_given: bool,
     pub ip: Ip,
     /// Absolute; empty if private, until `move_to`.
     pub data_dir: PathBuf,

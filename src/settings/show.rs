@@ -14,6 +14,7 @@ impl Settings {
         let Settings {
             agent,
             http,
+            etcd,
             log,
             limits,
             ..
@@ -31,6 +32,21 @@ impl Settings {
                 "address": http.address.map_or("off".to_owned(), |address| address.to_string()),
                 "insecure_remote": http.insecure_remote,
                 "tls": http.tls.as_ref().map(|tls| json!({ "cert": tls.cert, "key": tls.key })),
+            },
+            "etcd": {
+                "endpoints": etcd.endpoints,
+                "prefix": etcd.prefix,
+                "user": etcd.user,
+                "password": etcd.password,
+                "tls": etcd.tls.as_ref().map(|tls| json!({
+                    "ca": tls.ca,
+                    "cert": tls.cert_and_key.as_ref().map(|(cert, _)| cert),
+                    "key": tls.cert_and_key.as_ref().map(|(_, key)| key),
+                })),
+                "lease_ttl": span(etcd.lease_ttl),
+                "renew_every": span(etcd.renew_every),
+                "publish_runs": false,
+                "on_partition": etcd.on_partition.word(),
             },
             "log": {
                 "level": level_word(log.level),

@@ -4,3 +4,4 @@
 pub mod agent;
 pub mod house;
 pub mod judge;
+pub mod servers;

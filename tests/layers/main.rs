@@ -22,6 +22,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "checkpoint",
             "deadletter",
             "signature",
+            "store",
         ],
     ),
     (
@@ -47,6 +48,9 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "messages",
             "model",
             "plugins",
+            "executors",
+            "history",
+            "schedule",
             "checkpoint",
             "deadletter",
             "retry",
@@ -57,6 +61,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "settings",
             "os",
             "signature",
+            "store",
         ],
     ),
     ("actors::http_api", &["web"]),
@@ -75,8 +80,10 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("model::job", &["schedule"]), // a job that cannot be due is no job
     ("schedule", &[]),
     ("signature", &["model"]),
+    ("executors", &["model", "clock", "os"]),
     ("os", &[]),
     ("retry", &[]),
+    ("store", &["model", "clock", "os"]),
 ];
 
 /// Crates that only some modules may name.
@@ -85,6 +92,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("actix_rt", &["agent", "actors", "web", "messages"]),
     ("actix_web", &["agent", "actors", "web", "messages"]),
     ("backoff", &["retry"]),
+    ("etcd_client", &["store"]),
     ("figment", &["settings"]),
 ];
 
