@@ -23,6 +23,7 @@ pub mod cli;
 pub mod clock;
 pub mod deadletter;
 pub mod executors;
+pub mod http_client;
 pub mod identity;
 pub mod log;
 pub mod messages;
@@ -36,6 +37,7 @@ pub mod settings;
 pub mod signature;
 pub mod store;
 pub mod web;
+pub mod webhook;
 
 /// As it is shown, registered and compared.
 pub const VERSION: &str = concat!("v.", env!("CARGO_PKG_VERSION"));

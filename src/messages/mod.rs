@@ -20,6 +20,7 @@
 //! | `Claim`, `ReleaseClaim`, `MarkOnce` | CronRunner → JobWatcher | granted, taken, no store | one a firing |
 //! | `MeetWatcher` | Root → CronRunner | – | one a start |
 //! | `WriteJob` | Root → JobWatcher | written, or why not | requests, 2 s each |
+//! | `JobFailed` | CronRunner → Notifier | – | 64 a webhook; more are dropped and counted |
 //! | `AskJobs`, `AskJob`, `AskRuns`, `AskOutput`, `CheckJob`, `AskWhyJob` | HttpApi, Root → CronRunner | plain data | requests, 2 s each |
 //!
 //! Whatever carries data travels in a Port; nothing calls `do_send`. An answer that is owed survives a fall of whoever owes it; a message
@@ -28,4 +29,5 @@ pub mod collect;
 pub mod control;
 pub mod jobs;
 pub mod lease;
+pub mod notify;
 pub mod receipt;

@@ -61,6 +61,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "settings",
             "os",
             "signature",
+            "webhook",
             "store",
         ],
     ),
@@ -68,8 +69,9 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("actors::root", &["web"]), // it hands the pages what they may ask
     ("web", &["messages", "model", "metrics", "log", "os", "clock"]),
     ("messages", &["model"]),
-    ("settings", &["model", "plugins", "os", "cli::args"]),
+    ("settings", &["model", "plugins", "os", "webhook", "signature", "cli::args"]),
     ("plugins", &["model", "clock", "os", "checkpoint"]),
+    ("plugins::inputs::cron", &["schedule", "executors"]),
     ("checkpoint", &["model"]),
     ("deadletter", &["model", "clock", "os"]),
     ("log", &["settings", "os", "clock"]),
@@ -80,6 +82,8 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("model::job", &["schedule"]), // a job that cannot be due is no job
     ("schedule", &[]),
     ("signature", &["model"]),
+    ("webhook", &["model", "clock", "http_client", "retry"]),
+    ("http_client", &[]),
     ("executors", &["model", "clock", "os"]),
     ("os", &[]),
     ("retry", &[]),
@@ -94,6 +98,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("backoff", &["retry"]),
     ("etcd_client", &["store"]),
     ("figment", &["settings"]),
+    ("reqwest", &["http_client", "webhook::send"]),
 ];
 
 /// Groups of actors that do not know each other.
