@@ -90,6 +90,8 @@ pub enum Command {
         #[command(flatten)]
         ask: Ask,
     },
+    /// Print the least rights that agents need in etcd, as etcdctl commands
+    EtcdRoles(EtcdRoles),
     /// Change the log level of the running agent
     LogLevel {
         /// critical, error, warning, info, debug or trace
@@ -101,6 +103,30 @@ pub enum Command {
         #[command(flatten)]
         ask: Ask,
     },
+}
+/// For whom rights are printed.
+#[derive(clap::Args, Clone, Debug, PartialEq)]
+pub struct EtcdRoles {
+    /// An agent's address, repeatable or with commas [default: this host's]
+    #[arg(long, value_name = "IP", value_delimiter = ',')]
+    pub host: Vec<std::net::IpAddr>,
+    /// Of which groups these agents take jobs, repeatable or with commas [default: that of the settings, for this host]
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    pub group: Vec<String>,
+    /// The role of those who put jobs and send commands
+    #[arg(long)]
+    pub operator: bool,
+    /// The user's name: the common name of its certificate [default: luffly-<IP>]
+    #[arg(long, value_name = "NAME")]
+    pub user: Option<String>,
+    /// Users with a password, which etcdctl asks for, instead of a certificate
+    #[arg(long)]
+    pub password: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub options: Box<Options>,
 }
 /// How a stop goes.
 #[derive(clap::Args, Clone, Debug, PartialEq)]
@@ -135,6 +161,7 @@ impl Command {
             )),
             Self::Restart { options, .. } => Some((options, Purpose::Start { foreground: false })),
             Self::Check { options, .. } => Some((options, Purpose::Check)),
+            Self::EtcdRoles(asked) => Some((&asked.options, Purpose::Check)),
             _ => None,
         }
     }
@@ -185,7 +212,7 @@ struct Line {
 }
 
 /// Commands and options of later versions.
-const NOT_BUILT: [&str; 9] = [
+const NOT_BUILT: [&str; 8] = [
     "reload",
     "try",
     "jobs",
@@ -194,7 +221,6 @@ const NOT_BUILT: [&str; 9] = [
     "top",
     "deadletter",
     "token",
-    "etcd-roles",
 ];
 const NOT_BUILT_OPTIONS: [&str; 2] = ["influxdb-addr", "require-address"];
 
