@@ -18,6 +18,7 @@ use crate::{
     },
 };
 
+const NOT_REMEMBERED: &str = "could not remember the jobs in the data dir";
 /// Even if nothing breaks: whatever went wrong unseen is mended then.
 const READ_AGAIN: Duration = Duration::from_secs(3600);
 
@@ -225,6 +226,9 @@ impl Follow {
             return Ok(());
         };
         let (full, whose) = (jobs.full, self.whose.clone());
+        if !full && !self.remembered {
+            return Err(StoreError::Away(NOT_REMEMBERED.into())); // an earlier change is missing there
+        }
         let (put, removed) = (std::mem::take(&mut seen.put), std::mem::take(&mut seen.removed));
         let done = blocking(move || match full {
             true => kept.replace(&whose, &put),
@@ -234,13 +238,17 @@ impl Follow {
         self.remembered = done.await.is_ok();
         match self.remembered {
             true => Ok(()),
-            false => Err(StoreError::Away("could not remember the jobs in the data dir".into())),
+            false => Err(StoreError::Away(NOT_REMEMBERED.into())),
         }
     }
     /// The runner fell over it, or it is not known what it has.
     pub fn not_taken_in(&mut self) {
         self.told = false;
         self.state = State::Unread;
+    }
+    /// The runner has a table from us.
+    pub fn is_told(&self) -> bool {
+        self.told
     }
     /// The runner has what `last_time` gave.
     pub fn told_last_time(&mut self) {

@@ -1,5 +1,10 @@
 //! Jobs: LeaseKeeper holds this agent's address in the store, JobWatcher follows the jobs there and answers. Both live on the control
 //! arbiter, which keeps the connection, and nothing slow does.
+pub mod claims;
+pub mod commands;
 pub mod follow;
 pub mod notifier;
+pub mod job_watcher;
+pub mod lease_keeper;
+pub mod records;
 pub mod registration;

@@ -44,6 +44,7 @@ pub struct Registration {
     pub heard: Option<Duration>,
     pub granted: u64,
 }
+#[derive(Clone)]
 pub struct Parts {
     pub store: SharedStore,
     pub host: Host,
