@@ -2,8 +2,11 @@
 CARGO ?= cargo
 DENY := target/tools/bin/cargo-deny
 
+N ?= 2000
+STAND ?= 60
+
 .DEFAULT_GOAL := help
-.PHONY: help setup build release check test demo bench bench-parts soak doc clean
+.PHONY: help setup build release check test demo bench bench-parts fleet soak doc clean
 
 help: ## This menu
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +45,10 @@ bench: release ## The agent beside this machine's limits and rsyslog: ARGS='--ru
 
 bench-parts: ## Benchmarks of the parts, by criterion: ARGS='checkpoint --save-baseline before'
 	$(CARGO) bench --locked -- $(ARGS)
+
+fleet: ## N agents against one real etcd beside bare clients: N=2000 STAND=60 (seconds each fleet stands)
+	@scripts/setup.sh etcd
+	$(CARGO) bench --locked --bench fleet -- --agents $$(for n in 100 500; do [ $$n -lt $(N) ] && printf "$$n,"; done)$(N) --stand $(STAND)
 
 soak: ## 1,000 kills -9, then all tests again and again with more cases: KILLS=1000 MINUTES=10 CASES=5000
 	@scripts/soak.sh

@@ -53,10 +53,16 @@ pub async fn post(client: &Client, url: Url, content_type: &str, body: Vec<u8>) 
     let request = client.post(url).header("content-type", content_type).body(body);
     let mut answer = request.send().await.map_err(why)?;
     let after = |text: &str| text.trim().parse().ok().map(Duration::from_secs);
-    let retry_after = answer.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()).and_then(after);
+    let retry_after = answer
+        .headers()
+        .get(RETRY_AFTER)
+        .and_then(|value| value.to_str().ok())
+        .and_then(after);
     let mut body = Vec::new();
     while body.len() < LONGEST_ANSWER {
-        let Some(chunk) = answer.chunk().await.map_err(why)? else { break };
+        let Some(chunk) = answer.chunk().await.map_err(why)? else {
+            break;
+        };
         body.extend_from_slice(&chunk[..chunk.len().min(LONGEST_ANSWER - body.len())]);
     }
     Ok(Answer {

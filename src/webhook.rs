@@ -39,7 +39,10 @@ impl Preset {
         ("plain", Self::Plain),
     ];
     pub fn word(self) -> &'static str {
-        Self::WORDS.iter().find(|(_, preset)| *preset == self).map_or("", |(word, _)| word)
+        Self::WORDS
+            .iter()
+            .find(|(_, preset)| *preset == self)
+            .map_or("", |(word, _)| word)
     }
     fn signs(self) -> bool {
         matches!(self, Self::DingTalk | Self::Feishu)
@@ -57,7 +60,9 @@ impl Webhook {
     pub fn new(url: &str, preset: Preset, secret: Option<String>) -> Result<Self, String> {
         // Whatever is wrong with it, it may hold a secret: it is not shown.
         let accepted = "accepted: a URL as \"https://…\"";
-        let url = url.parse::<Url>().map_err(|error| format!("found none ({error}), {accepted}"))?;
+        let url = url
+            .parse::<Url>()
+            .map_err(|error| format!("found none ({error}), {accepted}"))?;
         if !matches!(url.scheme(), "http" | "https") || !url.has_host() {
             return Err(format!("found the scheme {:?}, {accepted}", url.scheme()));
         }
@@ -65,7 +70,12 @@ impl Webhook {
     }
     /// None: fine. The secret of a preset that does not sign would be ignored, so it is refused.
     pub fn secret_refused(preset: Preset) -> Option<String> {
-        (!preset.signs()).then(|| format!("found one, accepted: none with preset = \"{}\": it does not sign", preset.word()))
+        (!preset.signs()).then(|| {
+            format!(
+                "found one, accepted: none with preset = \"{}\": it does not sign",
+                preset.word()
+            )
+        })
     }
     pub fn preset(&self) -> Preset {
         self.preset
@@ -73,7 +83,11 @@ impl Webhook {
     /// Scheme and host; no more of it is shown anywhere.
     pub fn masked(&self) -> String {
         let port = self.url.port().map_or(String::new(), |port| format!(":{port}"));
-        format!("{}://{}{port}/…", self.url.scheme(), self.url.host_str().unwrap_or_default())
+        format!(
+            "{}://{}{port}/…",
+            self.url.scheme(),
+            self.url.host_str().unwrap_or_default()
+        )
     }
 }
 impl fmt::Debug for Webhook {
@@ -112,7 +126,9 @@ pub fn request(webhook: &Webhook, alert: &Alert<'_>, now: Timestamp) -> Request 
             Preset::DingTalk => {
                 let ms = now.as_millisecond();
                 let sign = signature(secret, &format!("{ms}\n{secret}"));
-                url.query_pairs_mut().append_pair("timestamp", &ms.to_string()).append_pair("sign", &sign);
+                url.query_pairs_mut()
+                    .append_pair("timestamp", &ms.to_string())
+                    .append_pair("sign", &sign);
             }
             Preset::Feishu => {
                 let seconds = now.as_second();
@@ -192,7 +208,9 @@ fn instant(at: Timestamp) -> String {
 }
 /// No colours, bells or NULs of a terminal.
 fn clean(text: &str) -> String {
-    text.chars().filter(|c| !c.is_control() || matches!(c, '\n' | '\t')).collect()
+    text.chars()
+        .filter(|c| !c.is_control() || matches!(c, '\n' | '\t'))
+        .collect()
 }
 fn cut(text: &mut String, most: usize) {
     if text.len() > most {
@@ -217,7 +235,13 @@ pub enum Verdict {
 pub fn verdict(preset: Preset, answer: &Answer) -> Verdict {
     let said = clean(&String::from_utf8_lossy(&answer.body));
     let said = said[..said.floor_char_boundary(200)].trim();
-    let shown = |what: String| if said.is_empty() { what } else { format!("{what}: {said}") };
+    let shown = |what: String| {
+        if said.is_empty() {
+            what
+        } else {
+            format!("{what}: {said}")
+        }
+    };
     match answer.status {
         200..300 => {}
         408 | 425 | 429 | 500.. => return Verdict::Again(shown(format!("it answered {}", answer.status))),
@@ -231,7 +255,10 @@ pub fn verdict(preset: Preset, answer: &Answer) -> Verdict {
         Preset::Slack | Preset::Plain => return Verdict::Taken,
     };
     let body = serde_json::from_slice::<Value>(&answer.body).unwrap_or_default();
-    let code = body.get(field).or_else(|| body.get("StatusCode")).and_then(Value::as_i64);
+    let code = body
+        .get(field)
+        .or_else(|| body.get("StatusCode"))
+        .and_then(Value::as_i64);
     match code {
         Some(0) => Verdict::Taken,
         Some(code) if busy.contains(&code) => Verdict::Again(shown(format!("its {field} is {code}"))),

@@ -24,7 +24,9 @@ use servers::Etcd;
 fn printed(args: &[&str]) -> Vec<String> {
     let mut command = Command::new(env!("CARGO_BIN_EXE_agent"));
     command.arg("etcd-roles").args(args);
-    command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+    command
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped());
     let done = finish(command.spawn().unwrap());
     assert_eq!(done.code(), Some(0), "{}", done.err);
     done.out.lines().map(str::to_owned).collect()
@@ -64,7 +66,10 @@ async fn may_read(store: &SharedStore, prefix: &str) -> bool {
     allowed(prefix, read)
 }
 async fn may_write(store: &SharedStore, key: &str, lease: Option<LeaseId>) -> bool {
-    let put = allowed(key, store.transact(Transaction::of(vec![Op::put(key, "x", lease)])).await);
+    let put = allowed(
+        key,
+        store.transact(Transaction::of(vec![Op::put(key, "x", lease)])).await,
+    );
     let delete = allowed(key, store.transact(Transaction::of(vec![Op::delete(key)])).await);
     assert_eq!(put, delete, "{key}");
     put
@@ -125,13 +130,21 @@ async fn enough_for_every_key_of_an_agent_and_no_more() {
         ("/other", false, false),
     ] {
         assert_eq!(may_read(&store, key).await, reads, "read {key}");
-        let below = if key.ends_with('/') { format!("{key}x") } else { key.to_owned() };
+        let below = if key.ends_with('/') {
+            format!("{key}x")
+        } else {
+            key.to_owned()
+        };
         assert_eq!(may_write(&store, &below, None).await, writes, "write {below}");
         if writes {
             assert!(may_write(&store, &below, Some(lease)).await, "{below}");
         }
     }
-    let watched = ["/cron/jobs/10.0.0.1/", "/cron/groups/web/jobs/", "/cron/commands/10.0.0.1/"];
+    let watched = [
+        "/cron/jobs/10.0.0.1/",
+        "/cron/groups/web/jobs/",
+        "/cron/commands/10.0.0.1/",
+    ];
     store.watch(&watched.map(String::from), 0).await.map(drop).unwrap();
     assert!(store.count("/agent/health/").await.is_ok());
     store.revoke(lease).await.unwrap();
@@ -154,7 +167,12 @@ async fn enough_for_every_key_of_an_agent_and_no_more() {
         clock: clock::system(),
     });
     let turn = registration.turn().await;
-    assert!(matches!(turn.standing, Standing::Held { .. }), "{:?} {:?}", turn.standing, turn.trouble);
+    assert!(
+        matches!(turn.standing, Standing::Held { .. }),
+        "{:?} {:?}",
+        turn.standing,
+        turn.trouble
+    );
     registration.give_back("stop").await;
 
     let operator = as_user(&etcd, "luffly-operator");
@@ -170,7 +188,11 @@ async fn enough_for_every_key_of_an_agent_and_no_more() {
         ("/cron/once/10.0.0.1/17", false, false),
     ] {
         assert_eq!(may_read(&operator, key).await, reads, "read {key}");
-        let below = if key.ends_with('/') { format!("{key}x") } else { key.to_owned() };
+        let below = if key.ends_with('/') {
+            format!("{key}x")
+        } else {
+            key.to_owned()
+        };
         assert_eq!(may_write(&operator, &below, None).await, writes, "write {below}");
     }
     assert_eq!(store.get("/agent/nodes/10.0.0.1").await.unwrap().is_some(), true);
@@ -179,22 +201,40 @@ async fn enough_for_every_key_of_an_agent_and_no_more() {
 #[test]
 fn what_is_asked_for_wrongly() {
     for (args, says) in [
-        (&["--set=agent.data_dir=/tmp"][..], "agent: found neither --host nor etcd.endpoints"),
+        (
+            &["--set=agent.data_dir=/tmp"][..],
+            "agent: found neither --host nor etcd.endpoints",
+        ),
         (&["--host=x"], "agent: invalid value 'x' for '--host <IP>'"),
-        (&["--host=10.0.0.1,10.0.0.2", "--user=a"], "agent: `--user` names one user"),
+        (
+            &["--host=10.0.0.1,10.0.0.2", "--user=a"],
+            "agent: `--user` names one user",
+        ),
     ] {
         let mut command = Command::new(env!("CARGO_BIN_EXE_agent"));
         command.arg("etcd-roles").args(args);
-        command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+        command
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::piped());
         let done = finish(command.spawn().unwrap());
         assert_eq!(done.code(), Some(64), "{args:?} {}", done.err);
         assert!(done.err.starts_with(says), "{args:?}: {}", done.err);
     }
     // Certificates are the default; JSON says the same.
     let lines = printed(&["--host=10.0.0.1", "--user=web01", "-agent-group=web"]);
-    assert!(lines.contains(&"etcdctl user add --no-password web01".to_owned()), "{lines:?}");
-    assert!(lines.iter().all(|line| !line.contains("luffly-group")), "the settings are this host's: {lines:?}");
-    let shown: serde_json::Value = serde_json::from_str(&printed(&["--host=10.0.0.1", "--group=web", "--json"]).join("\n")).unwrap();
-    assert_eq!(shown["users"][0]["roles"], serde_json::json!(["luffly-host-10.0.0.1", "luffly-group-web"]));
+    assert!(
+        lines.contains(&"etcdctl user add --no-password web01".to_owned()),
+        "{lines:?}"
+    );
+    assert!(
+        lines.iter().all(|line| !line.contains("luffly-group")),
+        "the settings are this host's: {lines:?}"
+    );
+    let shown: serde_json::Value =
+        serde_json::from_str(&printed(&["--host=10.0.0.1", "--group=web", "--json"]).join("\n")).unwrap();
+    assert_eq!(
+        shown["users"][0]["roles"],
+        serde_json::json!(["luffly-host-10.0.0.1", "luffly-group-web"])
+    );
     assert_eq!(shown["roles"][0]["name"], "luffly-group-web");
 }

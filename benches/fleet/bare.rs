@@ -32,18 +32,34 @@ impl Client {
         if options.tls.is_some() {
             let read = |name: &str| std::fs::read(server.dir().join(name)).expect("it was written at the start");
             let identity = Identity::from_pem(read("own.pem"), read("own.key"));
-            let tls = TlsOptions::new().ca_certificate(Certificate::from_pem(read("ca.pem"))).identity(identity);
+            let tls = TlsOptions::new()
+                .ca_certificate(Certificate::from_pem(read("ca.pem")))
+                .identity(identity);
             connect = connect.with_tls(tls);
         }
-        let mut etcd = Etcd::connect(options.endpoints, Some(connect)).await.expect("etcd is there");
+        let mut etcd = Etcd::connect(options.endpoints, Some(connect))
+            .await
+            .expect("etcd is there");
         let lease = etcd.lease_grant(30, None).await.expect("a lease").id();
         let (mut keeper, mut answers) = etcd.lease_keep_alive(lease).await.expect("a stream of beats");
-        etcd.put(format!("/agent/health/{ip}"), "Online", Some(PutOptions::new().with_lease(lease))).await.expect("a key");
+        etcd.put(
+            format!("/agent/health/{ip}"),
+            "Online",
+            Some(PutOptions::new().with_lease(lease)),
+        )
+        .await
+        .expect("a key");
         let prefix = || Some(WatchOptions::new().with_prefix());
-        let stream = etcd.watch(format!("/cron/jobs/{ip}/"), prefix()).await.expect("a watch");
+        let stream = etcd
+            .watch(format!("/cron/jobs/{ip}/"), prefix())
+            .await
+            .expect("a watch");
         let (mut sender, mut responses) = stream.split();
         for other in ["/cron/groups/fleet/jobs/".to_owned(), format!("/cron/commands/{ip}/")] {
-            sender.watch(other, prefix()).await.expect("one more in the same stream");
+            sender
+                .watch(other, prefix())
+                .await
+                .expect("one more in the same stream");
         }
         let beats = tokio::spawn(async move {
             loop {

@@ -38,7 +38,10 @@ pub struct Server {
 }
 impl Server {
     pub fn start(auth: Auth) -> Self {
-        let metrics = TcpListener::bind("127.0.0.1:0").and_then(|held| held.local_addr()).expect("a free port").port();
+        let metrics = TcpListener::bind("127.0.0.1:0")
+            .and_then(|held| held.local_addr())
+            .expect("a free port")
+            .port();
         let page = format!("--listen-metrics-urls=http://127.0.0.1:{metrics}");
         let etcd = match auth {
             Auth::Passwords => {
@@ -50,7 +53,13 @@ impl Server {
             }
             Auth::Certificates => Etcd::start_tls(
                 certificates,
-                &["--client-cert-auth", "--trusted-ca-file={dir}/ca.pem", "--cert-file={dir}/own.pem", "--key-file={dir}/own.key", &page],
+                &[
+                    "--client-cert-auth",
+                    "--trusted-ca-file={dir}/ca.pem",
+                    "--cert-file={dir}/own.pem",
+                    "--key-file={dir}/own.key",
+                    &page,
+                ],
                 &["--cacert={dir}/ca.pem", "--cert={dir}/own.pem", "--key={dir}/own.key"],
             ),
         };
@@ -106,13 +115,22 @@ impl Server {
     /// The sum of a metric over the series that hold `with`.
     pub fn metric(&self, name: &str, with: &str) -> f64 {
         let page = self.page().unwrap_or_default();
-        let series = page.lines().filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{'])));
-        series.filter(|line| line.contains(with)).filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum()
+        let series = page
+            .lines()
+            .filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{'])));
+        series
+            .filter(|line| line.contains(with))
+            .filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok())
+            .sum()
     }
     fn page(&self) -> Option<String> {
         let mut socket = TcpStream::connect(("127.0.0.1", self.metrics)).ok()?;
         socket.set_read_timeout(Some(Duration::from_secs(10))).ok()?;
-        write!(socket, "GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").ok()?;
+        write!(
+            socket,
+            "GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        )
+        .ok()?;
         let mut answer = String::new();
         socket.read_to_string(&mut answer).ok()?;
         Some(answer)
@@ -121,7 +139,8 @@ impl Server {
 pub fn resident_kib(pid: u32) -> f64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    line.and_then(|rest| rest.trim().split(' ').next()?.parse().ok()).unwrap_or(0.0)
+    line.and_then(|rest| rest.trim().split(' ').next()?.parse().ok())
+        .unwrap_or(0.0)
 }
 /// One authority, one certificate for both sides.
 fn certificates(dir: &Path) {
@@ -132,7 +151,11 @@ fn certificates(dir: &Path) {
     let own = key();
     let params = CertificateParams::new(["127.0.0.1".to_owned(), "localhost".to_owned()]).expect("both are names");
     let cert = params.signed_by(&own, &ca).expect("the authority signs");
-    for (name, text) in [("ca.pem", ca.pem()), ("own.pem", cert.pem()), ("own.key", own.serialize_pem())] {
+    for (name, text) in [
+        ("ca.pem", ca.pem()),
+        ("own.pem", cert.pem()),
+        ("own.key", own.serialize_pem()),
+    ] {
         std::fs::write(dir.join(name), text).expect("the directory is ours");
     }
 }

@@ -18,7 +18,7 @@ use std::{
 
 use actix::prelude::*;
 use futures_util::{StreamExt as _, stream};
-use luffly_agent::store::{Op, Transaction};
+use luffly_agent::store::{Op, Store as _, Transaction, etcd::EtcdStore};
 
 use self::{
     etcd::{Auth, Server, Usage},
@@ -47,15 +47,19 @@ fn args() -> Args {
     };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
-        let mut number = || words.next().and_then(|n| n.parse().ok());
+        let mut number = || words.next().and_then(|n| n.parse::<u64>().ok());
         match word.as_str() {
             "--bench" => {}
             "--agents" => {
                 let list = words.next().unwrap_or_default();
-                args.agents = list.split(',').filter_map(|n| n.parse().ok()).filter(|n| (1..=5000).contains(n)).collect();
+                args.agents = list
+                    .split(',')
+                    .filter_map(|n| n.parse().ok())
+                    .filter(|n| (1..=5000).contains(n))
+                    .collect();
             }
-            "--stand" => args.stand = number().map_or(args.stand, |n: u64| Duration::from_secs(n.min(3600))),
-            "--passwords" => args.passwords = number().map_or(args.passwords, |n: usize| n.min(5000)),
+            "--stand" => args.stand = number().map_or(args.stand, |n| Duration::from_secs(n.min(3600))),
+            "--passwords" => args.passwords = number().map_or(args.passwords, |n| n.min(5000) as usize),
             other => {
                 eprintln!("fleet: found `{other}`, accepted: --agents N[,N…] --stand SECONDS --passwords N");
                 std::process::exit(64);
@@ -74,9 +78,15 @@ fn main() {
         descriptors > 2 * most as u64 + 200,
         "{most} agents need twice as many descriptors, and {descriptors} are allowed: ulimit -n"
     );
-    println!("| agents | auth | etcd, KiB an agent (bare client) | ratio | goroutines (bare) | growth | keep-alives/s | all up, s | dispatch p50 / p99 / last, ms | exclusive firing: etcd CPU ms, wall ms, runs | back after kill -9, s | here, KiB an agent |");
+    println!(
+        "| agents | auth | etcd, KiB an agent (bare client) | ratio | goroutines (bare) | growth | keep-alives/s | all up, s | dispatch p50 / p99 / last, ms | exclusive firing: etcd CPU ms, wall ms, runs | back after kill -9, s | here, KiB an agent |"
+    );
     println!("|---|---|---|---|---|---|---|---|---|---|---|---|");
-    let rows = args.agents.iter().map(|n| (*n, Auth::Certificates)).chain([(args.passwords, Auth::Passwords)]);
+    let rows = args
+        .agents
+        .iter()
+        .map(|n| (*n, Auth::Certificates))
+        .chain([(args.passwords, Auth::Passwords)]);
     for (agents, auth) in rows.filter(|(n, _)| *n > 0) {
         let bare = System::new().block_on(bare_row(agents, auth));
         let row = System::new().block_on(row(agents, auth, args.stand));
@@ -131,7 +141,11 @@ struct Row {
 async fn bare_row(clients: usize, auth: Auth) -> (f64, f64) {
     let server = Server::start(auth);
     let empty = server.settled().await;
-    let all = stream::iter(0..clients).map(|n| bare::Client::connect(&server, n)).buffered(AT_ONCE).collect::<Vec<_>>().await;
+    let all = stream::iter(0..clients)
+        .map(|n| bare::Client::connect(&server, n))
+        .buffered(AT_ONCE)
+        .collect::<Vec<_>>()
+        .await;
     let used = server.settled().await;
     drop(all);
     used.per(empty, clients)
@@ -158,13 +172,15 @@ async fn row(agents: usize, auth: Auth, stand: Duration) -> Row {
     let beats_before = server.metric("grpc_server_msg_received_total", "LeaseKeepAlive\"");
     let standing = Instant::now();
     tokio::time::sleep(stand).await;
-    let beats = (server.metric("grpc_server_msg_received_total", "LeaseKeepAlive\"") - beats_before) / standing.elapsed().as_secs_f64();
+    let beats = (server.metric("grpc_server_msg_received_total", "LeaseKeepAlive\"") - beats_before)
+        / standing.elapsed().as_secs_f64();
     let later = server.settled().await;
     let growth = (later.kib - first.kib) / first.kib;
 
     let mut took = vec![];
+    let store = server.store();
     for n in 0..DISPATCHES {
-        took.extend(dispatched(&server, &fleet, &arrivals, n).await);
+        took.extend(dispatched(&store, &fleet, &arrivals, n).await);
     }
     took.sort();
     let at = |share: f64| took[((took.len() - 1) as f64 * share) as usize];
@@ -229,15 +245,20 @@ async fn until<F: Future<Output = bool>>(what: &str, mut is: impl FnMut() -> F) 
 }
 
 /// A job of the group is put: when each runner has it.
-async fn dispatched(server: &Server, fleet: &[Member], arrivals: &Arrivals, n: usize) -> Vec<Duration> {
+async fn dispatched(store: &EtcdStore, fleet: &[Member], arrivals: &Arrivals, n: usize) -> Vec<Duration> {
     let value = format!(r#"{{"task_id":"j{n}","cmd":"true","express":"0 0 1 1 *"}}"#);
     let key = format!("/cron/groups/fleet/jobs/j{n}");
-    let put = Transaction::of(vec![Op::put(key, value, None)]);
+    let put = Transaction::of(vec![Op::put(&*key, value, None)]);
+    store.glance(&key).await.expect("etcd answers"); // it is connected
     arrivals.begin();
     let began = Instant::now();
-    server.store().transact(put).await.expect("etcd takes a job");
+    store.transact(put).await.expect("etcd takes a job");
     until("a job to reach all", || async { arrivals.count() >= fleet.len() }).await;
-    arrivals.take().into_iter().map(|at| at.saturating_duration_since(began)).collect()
+    arrivals
+        .take()
+        .into_iter()
+        .map(|at| at.saturating_duration_since(began))
+        .collect()
 }
 
 impl Usage {

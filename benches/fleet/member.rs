@@ -58,7 +58,11 @@ impl Handler<JobsChanged> for Runner {
     type Result = MessageResult<JobsChanged>;
     fn handle(&mut self, changed: JobsChanged, _: &mut Self::Context) -> Self::Result {
         if !changed.full && !changed.put.is_empty() {
-            self.arrivals.0.lock().expect("nobody panics with it").push(Instant::now());
+            self.arrivals
+                .0
+                .lock()
+                .expect("nobody panics with it")
+                .push(Instant::now());
         }
         let answer = |(n, entry): (usize, luffly_agent::messages::jobs::JobEntry)| JobAnswer {
             key: entry.key,
@@ -101,8 +105,16 @@ impl Member {
         told.await.expect("the arbiter lives")
     }
     pub async fn is_up(&self) -> bool {
-        let held = self.keeper.send(ObserveLease).await.is_ok_and(|view| matches!(view.standing, Standing::Held { .. }));
-        held && self.watcher.send(ObserveWatcher).await.is_ok_and(|view| view.reads > 0 && view.stale.is_none())
+        let held = self
+            .keeper
+            .send(ObserveLease)
+            .await
+            .is_ok_and(|view| matches!(view.standing, Standing::Held { .. }));
+        held && self
+            .watcher
+            .send(ObserveWatcher)
+            .await
+            .is_ok_and(|view| view.reads > 0 && view.stale.is_none())
     }
     pub async fn reads(&self) -> u64 {
         self.watcher.send(ObserveWatcher).await.map_or(0, |view| view.reads)
@@ -126,7 +138,13 @@ fn raise(n: usize, store: SharedStore, arrivals: Arc<Arrivals>) -> Member {
         clock: clock.clone(),
         log: log.clone(),
     };
-    let (watcher, _) = supervise(Restarts::CONTROL, stopping.clone(), pulse("watcher"), log.clone(), |_, _| JobWatcher::new(watcher));
+    let (watcher, _) = supervise(
+        Restarts::CONTROL,
+        stopping.clone(),
+        pulse("watcher"),
+        log.clone(),
+        |_, _| JobWatcher::new(watcher),
+    );
     let keeper = LeaseKeeperParts {
         registration: Parts {
             store,
@@ -149,7 +167,9 @@ fn raise(n: usize, store: SharedStore, arrivals: Arc<Arrivals>) -> Member {
         runner: Some(runner.recipient()),
         log: log.clone(),
     };
-    let (keeper, _) = supervise(Restarts::CONTROL, stopping, pulse("lease"), log, |_, _| LeaseKeeper::new(keeper));
+    let (keeper, _) = supervise(Restarts::CONTROL, stopping, pulse("lease"), log, |_, _| {
+        LeaseKeeper::new(keeper)
+    });
     Member { keeper, watcher }
 }
 
@@ -157,13 +177,18 @@ fn raise(n: usize, store: SharedStore, arrivals: Arc<Arrivals>) -> Member {
 pub async fn fire(fleet: &[Member], n: usize, server: &Server) -> usize {
     let store = server.store();
     let job = JobKey::group("fleet", "exclusive");
-    let put = Transaction::of(vec![Op::put(job.path(), r#"{"cmd":"true","express":"* * * * *","exclusive":true}"#, None)]);
+    let put = Transaction::of(vec![Op::put(
+        job.path(),
+        r#"{"cmd":"true","express":"* * * * *","exclusive":true}"#,
+        None,
+    )]);
     let mod_revision = match store.get(&job.path()).await.expect("etcd answers") {
         Some(entry) => entry.mod_revision,
         None => store.transact(put).await.expect("etcd takes a job").revision,
     };
     let clock = clock::system();
-    let planned = jiff::Timestamp::from_second(clock.wall().as_second() - 100 + 10 * n as i64).expect("now is an instant");
+    let planned =
+        jiff::Timestamp::from_second(clock.wall().as_second() - 100 + 10 * n as i64).expect("now is an instant");
     let ask = |(i, member): (usize, &Member)| {
         let run_id = RunId::of_u128((n * fleet.len() + i) as u128);
         let claim = Claim {

@@ -212,16 +212,7 @@ struct Line {
 }
 
 /// Commands and options of later versions.
-const NOT_BUILT: [&str; 8] = [
-    "reload",
-    "try",
-    "jobs",
-    "nodes",
-    "tap",
-    "top",
-    "deadletter",
-    "token",
-];
+const NOT_BUILT: [&str; 8] = ["reload", "try", "jobs", "nodes", "tap", "top", "deadletter", "token"];
 const NOT_BUILT_OPTIONS: [&str; 2] = ["influxdb-addr", "require-address"];
 
 /// `argv` begins with the program's name.

@@ -16,16 +16,25 @@ pub fn run(asked: &EtcdRoles) -> Done {
         hosts.push(own_address(&settings)?);
     }
     if asked.user.is_some() && hosts.len() + usize::from(asked.operator) != 1 {
-        return Err(Failed::usage("`--user` names one user, accepted: with one --host, or with --operator alone"));
+        return Err(Failed::usage(
+            "`--user` names one user, accepted: with one --host, or with --operator alone",
+        ));
     }
     let mut groups = asked.group.clone();
     if asked.host.is_empty() && groups.is_empty() && settings.agent.group_given {
         groups.push(settings.agent.group.clone());
     }
-    let proof = if asked.password { Proof::Password } else { Proof::Certificate };
+    let proof = if asked.password {
+        Proof::Password
+    } else {
+        Proof::Certificate
+    };
     let name = |default: String| asked.user.clone().unwrap_or(default);
 
-    let groups = groups.iter().map(|group| roles::group(group, prefix)).collect::<Vec<_>>();
+    let groups = groups
+        .iter()
+        .map(|group| roles::group(group, prefix))
+        .collect::<Vec<_>>();
     let mut all = if hosts.is_empty() { vec![] } else { groups.clone() };
     let mut users = vec![];
     for host in &hosts {
@@ -68,23 +77,34 @@ fn as_commands(roles: &[Role], users: &[(String, Vec<String>)], proof: Proof) ->
         lines.extend(roles::role_commands(role));
     }
     if proof == Proof::Certificate && !users.is_empty() {
-        lines.push("# A user by its certificate: its common name is the user's name, and etcd has --client-cert-auth".to_owned());
+        lines.push(
+            "# A user by its certificate: its common name is the user's name, and etcd has --client-cert-auth"
+                .to_owned(),
+        );
     }
     for (user, granted) in users {
-        let granted = roles.iter().filter(|role| granted.contains(&role.name)).collect::<Vec<_>>();
+        let granted = roles
+            .iter()
+            .filter(|role| granted.contains(&role.name))
+            .collect::<Vec<_>>();
         lines.extend(roles::user_commands(user, &granted, proof));
     }
     lines.join("\n")
 }
 fn as_json(roles: &[Role], users: &[(String, Vec<String>)]) -> String {
     let grants = |role: &Role| {
-        let grant = |grant: &roles::Grant| {
-            json!({ "access": grant.access.word(), "key": grant.key, "prefix": grant.prefix })
-        };
+        let grant =
+            |grant: &roles::Grant| json!({ "access": grant.access.word(), "key": grant.key, "prefix": grant.prefix });
         role.grants.iter().map(grant).collect::<Vec<_>>()
     };
-    let roles = roles.iter().map(|role| json!({ "name": role.name, "grants": grants(role) })).collect::<Vec<_>>();
-    let users = users.iter().map(|(name, granted)| json!({ "name": name, "roles": granted })).collect::<Vec<_>>();
+    let roles = roles
+        .iter()
+        .map(|role| json!({ "name": role.name, "grants": grants(role) }))
+        .collect::<Vec<_>>();
+    let users = users
+        .iter()
+        .map(|(name, granted)| json!({ "name": name, "roles": granted }))
+        .collect::<Vec<_>>();
     let shown = json!({ "roles": roles, "users": users });
     format!("{shown:#}")
 }

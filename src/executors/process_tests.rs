@@ -204,7 +204,11 @@ async fn a_timeout_asks_first() {
     order.kill_after = Duration::from_secs(60);
     let ran = ran(order).await;
     assert_eq!(ran.outcome.end, End::TimedOut);
-    assert!(ran.output.starts_with("begun\n") && ran.output.ends_with("asked\n"), "{}", ran.output);
+    assert!(
+        ran.output.starts_with("begun\n") && ran.output.ends_with("asked\n"),
+        "{}",
+        ran.output
+    );
 }
 #[tokio::test]
 async fn children_left_behind_end_with_the_leader() {

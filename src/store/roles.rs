@@ -163,7 +163,10 @@ mod tests {
         assert_eq!(role_commands(&web), expected);
         let own = host("10.0.0.1", "");
         let printed = role_commands(&own);
-        assert_eq!(printed[6], "etcdctl role grant-permission luffly-host-10.0.0.1 readwrite /agent/health/10.0.0.1");
+        assert_eq!(
+            printed[6],
+            "etcdctl role grant-permission luffly-host-10.0.0.1 readwrite /agent/health/10.0.0.1"
+        );
         assert_eq!(
             user_commands("web01", &[&own, &web], Proof::Certificate),
             [
@@ -172,10 +175,16 @@ mod tests {
                 "etcdctl user grant-role web01 'luffly-group-we b'",
             ]
         );
-        assert_eq!(user_commands("it's", &[], Proof::Password), [r"etcdctl user add 'it'\''s'"]);
+        assert_eq!(
+            user_commands("it's", &[], Proof::Password),
+            [r"etcdctl user add 'it'\''s'"]
+        );
         // 10.0.0.1 is not 10.0.0.11: what is a prefix ends in a slash.
         for role in [own, web, operator("/x")] {
-            assert!(role.grants.iter().all(|grant| grant.prefix == grant.key.ends_with('/')), "{role:?}");
+            assert!(
+                role.grants.iter().all(|grant| grant.prefix == grant.key.ends_with('/')),
+                "{role:?}"
+            );
         }
     }
 }

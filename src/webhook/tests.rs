@@ -27,11 +27,21 @@ fn run() -> RunRecord {
         ended: Some(at("2026-11-25T12:00:03.35Z")),
         state: RunState::Failed(Some(3)),
         attempt: 2,
-        ..RunRecord::new(id, JobKey::host("10.0.0.1", "17"), Cause::Planned, at("2026-11-25T12:00:00Z"))
+        ..RunRecord::new(
+            id,
+            JobKey::host("10.0.0.1", "17"),
+            Cause::Planned,
+            at("2026-11-25T12:00:00Z"),
+        )
     }
 }
 fn made(preset: Preset, secret: Option<&str>, output: &[u8]) -> (String, Value) {
-    let webhook = Webhook::new("https://chat.example/robot/send?access_token=t0k3n", preset, secret.map(Into::into)).unwrap();
+    let webhook = Webhook::new(
+        "https://chat.example/robot/send?access_token=t0k3n",
+        preset,
+        secret.map(Into::into),
+    )
+    .unwrap();
     let (host, run) = (host(), run());
     let alert = Alert {
         host: &host,
@@ -69,25 +79,49 @@ fn the_body_of_each_preset() {
         assert_eq!(made(preset, None, output), (URL.to_owned(), expected), "{preset:?}");
     }
     let (_, body) = made(Preset::Feishu, None, b"<at user_id=\"all\">");
-    assert!(body["content"]["text"].as_str().unwrap().ends_with("< at user_id=\"all\">"));
+    assert!(
+        body["content"]["text"]
+            .as_str()
+            .unwrap()
+            .ends_with("< at user_id=\"all\">")
+    );
 }
 /// Made with `openssl dgst -sha256 -hmac`.
 #[test]
 fn signatures() {
     let (url, _) = made(Preset::DingTalk, Some("SEC1"), b"");
-    assert_eq!(url, format!("{URL}&timestamp=1795608005123&sign=iTcrtlTMFekFxFuu7mw1P3ysWMmYixasYdacOe%2BUXIQ%3D"));
+    assert_eq!(
+        url,
+        format!("{URL}&timestamp=1795608005123&sign=iTcrtlTMFekFxFuu7mw1P3ysWMmYixasYdacOe%2BUXIQ%3D")
+    );
     let (url, body) = made(Preset::Feishu, Some("SEC1"), b"");
     assert_eq!(url, URL);
-    assert_eq!((&body["timestamp"], &body["sign"]), (&json!("1795608005"), &json!("cb+WeeIXcGUyDOjYuzUkZfC9YOJOYvNlvTQKCUE+xhQ=")));
+    assert_eq!(
+        (&body["timestamp"], &body["sign"]),
+        (
+            &json!("1795608005"),
+            &json!("cb+WeeIXcGUyDOjYuzUkZfC9YOJOYvNlvTQKCUE+xhQ=")
+        )
+    );
 }
 #[test]
 fn settings_and_what_is_shown_of_them() {
     let webhook = Webhook::new("https://u:p@chat.example:8443/hook/s3cret?k=v#f", Preset::Slack, None).unwrap();
     assert_eq!(webhook.masked(), "https://chat.example:8443/…");
     assert_eq!(format!("{webhook:?}"), "Webhook(slack https://chat.example:8443/…)");
-    for bad in ["", "s3cret", "ftp://x/s3cret", "file:///s3cret", "https://", "https://[s3cret"] {
+    for bad in [
+        "",
+        "s3cret",
+        "ftp://x/s3cret",
+        "file:///s3cret",
+        "https://",
+        "https://[s3cret",
+    ] {
         let error = Webhook::new(bad, Preset::Plain, None).unwrap_err();
-        assert!(error.starts_with("found ") && !error.contains("s3cret"), "{bad}: {error}");
+        assert!(
+            error.starts_with("found ") && !error.contains("s3cret"),
+            "{bad}: {error}"
+        );
     }
     let refused = Preset::WORDS.map(|(_, preset)| Webhook::secret_refused(preset).is_some());
     assert_eq!(refused, [false, true, false, true, true]);
@@ -109,13 +143,43 @@ fn what_answers_mean() {
         (Preset::Plain, 429, "", again("it answered 429")),
         (Preset::Plain, 503, "a\r\x1b[0mb", again("it answered 503: a[0mb")),
         (Preset::DingTalk, 200, r#"{"errcode":0,"errmsg":"ok"}"#, Verdict::Taken),
-        (Preset::DingTalk, 200, r#"{"errcode":310000}"#, refused("its errcode is 310000: {\"errcode\":310000}")),
-        (Preset::DingTalk, 200, r#"{"errcode":130101}"#, again("its errcode is 130101: {\"errcode\":130101}")),
-        (Preset::WeCom, 200, r#"{"errcode":45009}"#, again("its errcode is 45009: {\"errcode\":45009}")),
-        (Preset::WeCom, 200, "<html>", refused("its answer has no errcode: <html>")),
+        (
+            Preset::DingTalk,
+            200,
+            r#"{"errcode":310000}"#,
+            refused("its errcode is 310000: {\"errcode\":310000}"),
+        ),
+        (
+            Preset::DingTalk,
+            200,
+            r#"{"errcode":130101}"#,
+            again("its errcode is 130101: {\"errcode\":130101}"),
+        ),
+        (
+            Preset::WeCom,
+            200,
+            r#"{"errcode":45009}"#,
+            again("its errcode is 45009: {\"errcode\":45009}"),
+        ),
+        (
+            Preset::WeCom,
+            200,
+            "<html>",
+            refused("its answer has no errcode: <html>"),
+        ),
         (Preset::Feishu, 200, r#"{"code":0}"#, Verdict::Taken),
-        (Preset::Feishu, 200, r#"{"StatusCode":0,"StatusMessage":"success"}"#, Verdict::Taken),
-        (Preset::Feishu, 200, r#"{"code":19021}"#, refused("its code is 19021: {\"code\":19021}")),
+        (
+            Preset::Feishu,
+            200,
+            r#"{"StatusCode":0,"StatusMessage":"success"}"#,
+            Verdict::Taken,
+        ),
+        (
+            Preset::Feishu,
+            200,
+            r#"{"code":19021}"#,
+            refused("its code is 19021: {\"code\":19021}"),
+        ),
     ] {
         assert_eq!(verdict(preset, &answer(status, body)), expected, "{preset:?} {body}");
     }
@@ -164,25 +228,46 @@ async fn posted_and_answered() {
     assert_eq!(sent(&url, Preset::Slack).await, (Verdict::Taken, None));
     let (head, body) = served.join().unwrap();
     assert!(head.starts_with("POST /hook/s3cret HTTP/1.1\r\n"), "{head}");
-    assert!(head.to_ascii_lowercase().contains("content-type: application/json\r\n"), "{head}");
+    assert!(
+        head.to_ascii_lowercase().contains("content-type: application/json\r\n"),
+        "{head}"
+    );
     let body: Value = serde_json::from_str(&body).unwrap();
-    assert!(body["text"].as_str().unwrap().starts_with("[luffly agent] job 17 failed(3)"));
+    assert!(
+        body["text"]
+            .as_str()
+            .unwrap()
+            .starts_with("[luffly agent] job 17 failed(3)")
+    );
 
     let (url, served) = server("HTTP/1.1 503 No\r\nRetry-After: 7\r\nContent-Length: 0\r\n\r\n");
     let seven = Some(std::time::Duration::from_secs(7));
-    assert_eq!(sent(&url, Preset::Slack).await, (Verdict::Again("it answered 503".into()), seven));
+    assert_eq!(
+        sent(&url, Preset::Slack).await,
+        (Verdict::Again("it answered 503".into()), seven)
+    );
     served.join().unwrap();
     // Not followed: what is posted is for that address alone.
     let (url, served) = server("HTTP/1.1 307 Go\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n");
-    assert_eq!(sent(&url, Preset::Plain).await.0, Verdict::Refused("it answered 307".into()));
+    assert_eq!(
+        sent(&url, Preset::Plain).await.0,
+        Verdict::Refused("it answered 307".into())
+    );
     served.join().unwrap();
     let (url, served) = server("nonsense\r\n\r\n");
-    let Verdict::Again(why) = sent(&url, Preset::Plain).await.0 else { panic!() };
+    let Verdict::Again(why) = sent(&url, Preset::Plain).await.0 else {
+        panic!()
+    };
     assert!(!why.contains("s3cret") && !why.is_empty(), "{why}");
     served.join().unwrap();
     // Nobody listens there any more.
-    let Verdict::Again(why) = sent(&url, Preset::Plain).await.0 else { panic!() };
-    assert!(why.starts_with("could not connect: ") && !why.contains("s3cret"), "{why}");
+    let Verdict::Again(why) = sent(&url, Preset::Plain).await.0 else {
+        panic!()
+    };
+    assert!(
+        why.starts_with("could not connect: ") && !why.contains("s3cret"),
+        "{why}"
+    );
 }
 
 proptest! {

@@ -69,7 +69,10 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("actors::root", &["web"]), // it hands the pages what they may ask
     ("web", &["messages", "model", "metrics", "log", "os", "clock"]),
     ("messages", &["model"]),
-    ("settings", &["model", "plugins", "os", "webhook", "signature", "cli::args"]),
+    (
+        "settings",
+        &["model", "plugins", "os", "webhook", "signature", "cli::args"],
+    ),
     ("plugins", &["model", "clock", "os", "checkpoint"]),
     ("plugins::inputs::cron", &["schedule", "executors"]),
     ("checkpoint", &["model"]),

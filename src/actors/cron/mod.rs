@@ -3,8 +3,8 @@
 pub mod claims;
 pub mod commands;
 pub mod follow;
-pub mod notifier;
 pub mod job_watcher;
 pub mod lease_keeper;
+pub mod notifier;
 pub mod records;
 pub mod registration;

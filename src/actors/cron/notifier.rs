@@ -79,7 +79,11 @@ impl Notifier {
         }
     }
     fn count(&self, webhook: &str, outcome: &str) {
-        self.config.metrics.webhook_alerts.with_label_values(&[webhook, outcome]).inc();
+        self.config
+            .metrics
+            .webhook_alerts
+            .with_label_values(&[webhook, outcome])
+            .inc();
     }
 
     fn pump(&mut self, name: &str, ctx: &mut Context<Self>) {
@@ -91,8 +95,12 @@ impl Notifier {
         };
         lane.doing = Doing::Posting;
         lane.tries += 1; // before what may fall
-        let (sender, webhook, host, front) =
-            (self.config.sender.clone(), webhook.clone(), self.config.host.clone(), front.clone());
+        let (sender, webhook, host, front) = (
+            self.config.sender.clone(),
+            webhook.clone(),
+            self.config.host.clone(),
+            front.clone(),
+        );
         let posted = async move {
             let alert = Alert {
                 host: &host,
@@ -103,9 +111,11 @@ impl Notifier {
             sender.try_once(&webhook, &alert).await
         };
         let name = name.to_owned();
-        let posted = posted.into_actor(self).map(move |(verdict, asked), this: &mut Self, ctx| {
-            this.posted(&name, verdict, asked, ctx);
-        });
+        let posted = posted
+            .into_actor(self)
+            .map(move |(verdict, asked), this: &mut Self, ctx| {
+                this.posted(&name, verdict, asked, ctx);
+            });
         ctx.spawn(posted);
     }
     fn posted(&mut self, name: &str, verdict: Verdict, asked: Option<Duration>, ctx: &mut Context<Self>) {
@@ -155,7 +165,9 @@ impl Actor for Notifier {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         for name in self.names() {
-            let Some(lane) = self.lanes.get_mut(&name) else { continue };
+            let Some(lane) = self.lanes.get_mut(&name) else {
+                continue;
+            };
             // What was under way ended with the former life. An alert that it fell over again and again goes.
             if matches!(lane.doing, Doing::Posting) && lane.tries >= TRIES {
                 lane.queue.pop_front();
@@ -195,7 +207,9 @@ impl Handler<Drain> for Notifier {
     fn handle(&mut self, _: Drain, ctx: &mut Self::Context) -> Self::Result {
         self.draining = true;
         for name in self.names() {
-            let Some(lane) = self.lanes.get_mut(&name) else { continue };
+            let Some(lane) = self.lanes.get_mut(&name) else {
+                continue;
+            };
             if let Doing::Waiting(wait) = lane.doing {
                 ctx.cancel_future(wait);
                 lane.doing = Doing::Nothing;
@@ -253,9 +267,8 @@ mod tests {
     }
     fn notifier(webhooks: &[(&str, &str)]) -> (Addr<Notifier>, SharedMetrics) {
         let metrics = Metrics::new();
-        let webhook = |(name, url): &(&str, &str)| {
-            ((*name).to_owned(), Webhook::new(url, Preset::Plain, None).unwrap())
-        };
+        let webhook =
+            |(name, url): &(&str, &str)| ((*name).to_owned(), Webhook::new(url, Preset::Plain, None).unwrap());
         let config = NotifierConfig {
             webhooks: webhooks.iter().map(webhook).collect(),
             sender: Sender::new(clock::system()).unwrap(),
@@ -296,7 +309,14 @@ mod tests {
         let silent = TcpListener::bind("127.0.0.1:0").unwrap(); // takes, and never answers
         let hanging = format!("http://{}/", silent.local_addr().unwrap());
         let (addr, metrics) = notifier(&[("busy", &busy), ("hangs", &hanging)]);
-        for (webhook, task_id) in [("hangs", "0"), ("busy", "1"), ("busy", "2"), ("unknown", "3"), ("busy", "4"), ("busy", "5")] {
+        for (webhook, task_id) in [
+            ("hangs", "0"),
+            ("busy", "1"),
+            ("busy", "2"),
+            ("unknown", "3"),
+            ("busy", "4"),
+            ("busy", "5"),
+        ] {
             addr.send(failed(webhook, task_id)).await.unwrap();
         }
         while counted(&metrics, "busy").iter().sum::<u64>() < 4 {

@@ -1,11 +1,7 @@
 //! A command's lines, on a schedule: mafio's input `cron`. A thread of its own waits, starts the command as the jobs' executors do (process
 //! group and sweep, timeout, nothing left behind) and passes what it writes into a pipe; the rest is `stdin`'s work on the other end of
 //! that pipe. A pipe that is full holds the command up, so memory is bounded whatever it writes.
-use std::{
-    os::fd::OwnedFd,
-    thread::JoinHandle,
-    time::Duration,
-};
+use std::{os::fd::OwnedFd, thread::JoinHandle, time::Duration};
 
 use jiff::{Timestamp, tz::TimeZone};
 use serde::Deserialize;
@@ -93,7 +89,9 @@ pub const PLUGIN: Plugin<Build> = Plugin {
     build: |table, context| {
         let (plan, rules) = checked(table)?;
         let cron = Cron::new(plan, rules, context);
-        Ok(Box::new(cron.map_err(|why| PluginError::Failed(format!("could not set up the input cron: {why}")))?))
+        Ok(Box::new(cron.map_err(|why| {
+            PluginError::Failed(format!("could not set up the input cron: {why}"))
+        })?))
     },
 };
 
@@ -148,8 +146,15 @@ fn checked(table: &Table) -> Result<(Plan, Rules), BadValue> {
         return refused("args", "found a NUL, accepted: texts without".into());
     }
     let bad_name = |name: &String| name.is_empty() || name.contains(['=', '\0']);
-    if let Some((name, _)) = options.env.iter().find(|(name, value)| bad_name(name) || has_nul(value)) {
-        return refused("env", format!("found {name:?}, accepted: names without `=`, and no NUL"));
+    if let Some((name, _)) = options
+        .env
+        .iter()
+        .find(|(name, value)| bad_name(name) || has_nul(value))
+    {
+        return refused(
+            "env",
+            format!("found {name:?}, accepted: names without `=`, and no NUL"),
+        );
     }
     if let Some(dir) = options.dir.as_ref().filter(|dir| !dir.starts_with('/') || has_nul(dir)) {
         return refused("dir", format!("found {dir:?}, accepted: a path that begins with /"));
@@ -164,13 +169,20 @@ fn checked(table: &Table) -> Result<(Plan, Rules), BadValue> {
     let schedule = match Schedule::parse(&options.express, &zone) {
         Ok(schedule) => schedule,
         Err(why) => {
-            let message = format!("found {:?}, accepted: a schedule as \"*/5 * * * *\" ({why})", options.express);
+            let message = format!(
+                "found {:?}, accepted: a schedule as \"*/5 * * * *\" ({why})",
+                options.express
+            );
             return refused("express", message);
         }
     };
     let executors = Executors::new([]);
     let Some(executor) = executors.get(&options.executor) else {
-        let message = format!("found {:?}, accepted: {}", options.executor, executors.names().join(", "));
+        let message = format!(
+            "found {:?}, accepted: {}",
+            options.executor,
+            executors.names().join(", ")
+        );
         return refused("executor", message);
     };
     if options.timeout.0.is_zero() {
@@ -190,7 +202,10 @@ fn checked(table: &Table) -> Result<(Plan, Rules), BadValue> {
         kill_after: options.kill_after.0,
         leave_children: false,
     };
-    Ok((Plan { schedule, order }, Rules::new(options.max_line, options.on_long_line)?))
+    Ok((
+        Plan { schedule, order },
+        Rules::new(options.max_line, options.on_long_line)?,
+    ))
 }
 
 /// Clocks are set and machines sleep: the wall clock is looked at at least this often.
@@ -315,7 +330,9 @@ impl Work {
     async fn wait_until(&mut self, due: Timestamp) -> bool {
         loop {
             let ahead = due.duration_since(self.clock.wall());
-            let Ok(ahead) = Duration::try_from(ahead) else { return true };
+            let Ok(ahead) = Duration::try_from(ahead) else {
+                return true;
+            };
             if ahead.is_zero() {
                 return true;
             }

@@ -14,7 +14,13 @@ impl Tally for Counted {
 }
 impl Counted {
     fn of(&self, name: &str) -> u64 {
-        self.0.lock().unwrap().iter().filter(|(n, _)| *n == name).map(|(_, by)| by).sum()
+        self.0
+            .lock()
+            .unwrap()
+            .iter()
+            .filter(|(n, _)| *n == name)
+            .map(|(_, by)| by)
+            .sum()
     }
 }
 fn context(tally: SharedTally, once: bool) -> InputContext {
@@ -84,7 +90,10 @@ fn once_runs_once_at_once_and_ends() {
 }
 #[test]
 fn each_second_again_and_runs_share_no_line() {
-    let (mut input, tally) = input(json!({"express": "* * * * * *", "cmd": "printf $AGENT_TASK_ID; exit 3"}), false);
+    let (mut input, tally) = input(
+        json!({"express": "* * * * * *", "cmd": "printf $AGENT_TASK_ID; exit 3"}),
+        false,
+    );
     assert_eq!(lines(&mut *input, 2)[..2], ["input-test", "input-test"]);
     input.no_more();
     all(&mut *input);
@@ -125,7 +134,10 @@ fn a_flood_is_held_up() {
 /// BEHAVIOUR 75: dies in a loop, or cannot be started at all.
 #[test]
 fn what_cannot_be_started_is_counted() {
-    let (mut input, tally) = input(json!({"express": "* * * * * *", "cmd": "/no/such/program", "executor": "exec"}), false);
+    let (mut input, tally) = input(
+        json!({"express": "* * * * * *", "cmd": "/no/such/program", "executor": "exec"}),
+        false,
+    );
     while tally.of("runs_failed") < 2 {
         assert!(input.read(WANT, &mut vec![]).is_ok());
     }
@@ -143,7 +155,10 @@ fn a_stop_ends_the_run_and_delivers_what_it_wrote() {
 }
 #[test]
 fn dropped_it_leaves_nothing_behind() {
-    let (mut input, _) = input(json!({"express": "* * * * * *", "cmd": "echo $$; exec sleep 1000"}), false);
+    let (mut input, _) = input(
+        json!({"express": "* * * * * *", "cmd": "echo $$; exec sleep 1000"}),
+        false,
+    );
     let pid = lines(&mut *input, 1).remove(0);
     drop(input);
     while lives(&pid) {
@@ -164,14 +179,46 @@ fn what_is_refused() {
         (json!({"express": "* * * * *"}), "", "missing field `cmd`"),
         (json!({"cmd": "x"}), "", "missing field `express`"),
         (json!({"cmd": " ", "express": "* * * * *"}), "cmd", "found \" \""),
-        (json!({"cmd": "x", "express": "soon"}), "express", "found \"soon\", accepted: a schedule"),
-        (json!({"cmd": "x", "express": "* * * * *", "tz": "Mars/X"}), "tz", "found \"Mars/X\""),
-        (json!({"cmd": "x", "express": "* * * * *", "executor": "perl"}), "executor", "found \"perl\", accepted: bash, exec, python3, sh"),
-        (json!({"cmd": "x", "express": "* * * * *", "dir": "x"}), "dir", "found \"x\", accepted: a path that begins with /"),
-        (json!({"cmd": "x", "express": "* * * * *", "timeout": "0s"}), "timeout", "found 0s"),
-        (json!({"cmd": "x", "express": "* * * * *", "env": {"a=b": "c"}}), "env", "found \"a=b\""),
-        (json!({"cmd": "x", "express": "* * * * *", "args": ["a\u{0}"]}), "args", "found a NUL"),
-        (json!({"cmd": "x", "express": "* * * * *", "every": "1s"}), "every", "unknown field `every`"),
+        (
+            json!({"cmd": "x", "express": "soon"}),
+            "express",
+            "found \"soon\", accepted: a schedule",
+        ),
+        (
+            json!({"cmd": "x", "express": "* * * * *", "tz": "Mars/X"}),
+            "tz",
+            "found \"Mars/X\"",
+        ),
+        (
+            json!({"cmd": "x", "express": "* * * * *", "executor": "perl"}),
+            "executor",
+            "found \"perl\", accepted: bash, exec, python3, sh",
+        ),
+        (
+            json!({"cmd": "x", "express": "* * * * *", "dir": "x"}),
+            "dir",
+            "found \"x\", accepted: a path that begins with /",
+        ),
+        (
+            json!({"cmd": "x", "express": "* * * * *", "timeout": "0s"}),
+            "timeout",
+            "found 0s",
+        ),
+        (
+            json!({"cmd": "x", "express": "* * * * *", "env": {"a=b": "c"}}),
+            "env",
+            "found \"a=b\"",
+        ),
+        (
+            json!({"cmd": "x", "express": "* * * * *", "args": ["a\u{0}"]}),
+            "args",
+            "found a NUL",
+        ),
+        (
+            json!({"cmd": "x", "express": "* * * * *", "every": "1s"}),
+            "every",
+            "unknown field `every`",
+        ),
     ] {
         let error = (PLUGIN.check)(&table(options)).unwrap_err();
         assert_eq!(error.key, key, "{error}");
