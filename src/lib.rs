@@ -24,6 +24,7 @@ pub mod clock;
 pub mod deadletter;
 pub mod executors;
 pub mod http_client;
+pub mod history;
 pub mod identity;
 pub mod log;
 pub mod messages;

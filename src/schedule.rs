@@ -106,16 +106,20 @@ impl Schedule {
             }
         }
     }
-    /// How many instants lie after `after` and not after `until`, and the last of them. Counts to `most`, no further.
-    pub fn passed(&self, anchor: Timestamp, after: Timestamp, until: Timestamp, most: u64) -> (u64, Option<Timestamp>) {
-        let (mut count, mut last, mut at) = (0, None, after);
-        while count < most {
-            match self.next_from(anchor, at) {
-                Some(next) if next <= until => (count, last, at) = (count + 1, Some(next), next),
-                _ => break,
+    /// How many instants lie after `after` and not after `until`, and the last of them. Takes as long as there are days between.
+    pub fn passed(&self, anchor: Timestamp, after: Timestamp, until: Timestamp) -> (u64, Option<Timestamp>) {
+        if until <= after {
+            return (0, None);
+        }
+        match &self.kind {
+            Kind::Fields(masks) => masks.passed(&self.zone, after, until),
+            Kind::Every(period) => {
+                let beats = |at: Timestamp| at.as_second().saturating_sub(anchor.as_second()).max(0) / period;
+                let (before, now) = (beats(after), beats(until));
+                let last = now.checked_mul(*period).and_then(|s| Timestamp::from_second(s + anchor.as_second()).ok());
+                ((now - before) as u64, last.filter(|_| now > before))
             }
         }
-        (count, last)
     }
     /// The clock has shown this time once before, an hour ago or so: the second pass of an autumn night.
     pub fn is_second_pass(&self, at: Timestamp) -> bool {
@@ -261,6 +265,70 @@ impl Masks {
                 (None, _) => return None,
             }
         }
+    }
+
+    fn passed(&self, zone: &TimeZone, after: Timestamp, until: Timestamp) -> (u64, Option<Timestamp>) {
+        let (mut count, mut last) = (0, None);
+        let Ok(end) = Timestamp::from_second(whole_second(until) + 1) else {
+            return (0, None);
+        };
+        let mut from = Timestamp::from_second(whole_second(after) + 1).unwrap_or(end);
+        while from < end {
+            let offset = zone.to_offset(from);
+            let ends = zone.following(from).next().map_or(end, |transition| transition.timestamp().min(end));
+            let (n, wall) = self.walls(offset.to_datetime(from), offset.to_datetime(ends));
+            count += n;
+            last = wall.and_then(|wall| offset.to_timestamp(wall).ok()).or(last);
+            from = ends;
+        }
+        (count, last)
+    }
+    /// Fitting times on the calendar from `from` on and before `to`: how many, and the last.
+    fn walls(&self, from: DateTime, to: DateTime) -> (u64, Option<DateTime>) {
+        let second_of_day = |at: DateTime| at.hour() as u32 * 3600 + at.minute() as u32 * 60 + at.second() as u32;
+        let (mut count, mut last) = (0, None);
+        let mut day = from.date();
+        while day <= to.date() {
+            if self.month & 1 << day.month() != 0 && self.days(day.year(), day.month()) & 1 << day.day() != 0 {
+                let least = if day == from.date() { second_of_day(from) } else { 0 };
+                let most = if day == to.date() { second_of_day(to) } else { 86_400 };
+                let n = self.times_before(most) - self.times_before(least);
+                if n > 0 {
+                    count += u64::from(n);
+                    last = Some((day, most));
+                }
+            }
+            match day.tomorrow() {
+                Ok(tomorrow) => day = tomorrow,
+                Err(_) => break,
+            }
+        }
+        let last = last.map(|(day, most): (Date, u32)| {
+            // The last one is where the count of those before reaches its end.
+            let wanted = self.times_before(most);
+            let (mut low, mut high) = (0, most);
+            while low + 1 < high {
+                let middle = low + (high - low) / 2;
+                if self.times_before(middle) < wanted {
+                    low = middle;
+                } else {
+                    high = middle;
+                }
+            }
+            let at = low as i32;
+            day.at((at / 3600) as i8, (at / 60 % 60) as i8, (at % 60) as i8, 0)
+        });
+        (count, last)
+    }
+    /// How many fitting times a day has before that second of it.
+    fn times_before(&self, second_of_day: u32) -> u32 {
+        let below = |mask: u64, n: u32| (mask & 1u64.checked_shl(n).map_or(u64::MAX, |bit| bit - 1)).count_ones();
+        let is = |mask: u64, n: u32| u32::from(n < 64 && mask & 1 << n != 0);
+        let (hour, minute, second) = (second_of_day / 3600, second_of_day / 60 % 60, second_of_day % 60);
+        let (minutes, seconds) = (self.minute.count_ones(), self.second.count_ones());
+        let hours = u64::from(self.hour);
+        below(hours, hour) * minutes * seconds
+            + is(hours, hour) * (below(self.minute, minute) * seconds + is(self.minute, minute) * below(self.second, second))
     }
 
     /// The first fitting time on the calendar, `from` itself included.

@@ -77,6 +77,9 @@ impl Webhook {
             )
         })
     }
+    pub fn has_secret(&self) -> bool {
+        self.secret.is_some()
+    }
     pub fn preset(&self) -> Preset {
         self.preset
     }

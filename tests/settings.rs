@@ -447,7 +447,7 @@ input = { plugin = 'null' }
     case().toml(text).says(
         78,
         &[
-            "agent.toml:1: colour: unknown key, accepted: agent, http, etcd, log, limits, pipeline, input, filter, output",
+            "agent.toml:1: colour: unknown key, accepted: agent, http, etcd, jobs, log, limits, pipeline, input, filter, output",
             "agent.toml:3: agent.id: found 5, accepted: 1 to 64 characters without blanks and slashes",
             &format!("agent.toml:4: agent.drain: found \"0s\", which means nothing here, {SPAN}"),
             "agent.toml:5: agent.idd: unknown key, accepted: id, group, ip, data_dir, pid_file, drain; did you mean `id`?",
@@ -539,7 +539,7 @@ fn errors_name_their_layer() {
             64,
             &[
                 "AGENT_HTTP__ADRESS: http.adress: unknown key, accepted: address, insecure_remote, tls; did you mean `address`?",
-                "AGENT_X__Y: x: unknown key, accepted: agent, http, etcd, log, limits, pipeline, input, filter, output",
+                "AGENT_X__Y: x: unknown key, accepted: agent, http, etcd, jobs, log, limits, pipeline, input, filter, output",
                 "--set: agent.x: unknown key, accepted: id, group, ip, data_dir, pid_file, drain",
                 "-http-address: http.address: found \"10630\", accepted: \"off\", or host:port as in \"127.0.0.1:10630\", \
                  \"[::1]:10630\" or \":10630\" (port 0: any)",

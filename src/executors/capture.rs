@@ -4,6 +4,8 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use crate::model::job::Kept;
+
 /// Written by whoever reads the run's pipe, read by whoever asks meanwhile.
 #[derive(Clone)]
 pub struct SharedCapture(Arc<Mutex<Capture>>);
@@ -54,31 +56,6 @@ impl Capture {
             tail: self.tail.iter().copied().collect(),
             total: self.total,
         }
-    }
-}
-
-/// What is kept of it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Kept {
-    pub head: Vec<u8>,
-    pub tail: Vec<u8>,
-    pub total: u64,
-}
-impl Kept {
-    /// Bytes between head and tail.
-    pub fn gap(&self) -> u64 {
-        self.total - (self.head.len() + self.tail.len()) as u64
-    }
-    /// From that byte on, of all that was written: where it begins, what is there, and how many that were asked for are not.
-    /// The gap is passed over in one answer: head first, tail with the next question.
-    pub fn from(&self, from: u64) -> (u64, &[u8], u64) {
-        let head = self.head.len() as u64;
-        let tail = self.total - self.tail.len() as u64;
-        if from < head {
-            return (from, &self.head[from as usize..], 0);
-        }
-        let begin = from.clamp(tail, self.total);
-        (begin, &self.tail[(begin - tail) as usize..], begin.saturating_sub(from))
     }
 }
 

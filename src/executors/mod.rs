@@ -3,14 +3,16 @@
 pub mod capture;
 mod custom;
 mod exec;
+mod guard;
 pub mod process;
 mod shell;
 pub mod tree;
 
 use std::{collections::BTreeMap, sync::Arc};
 
-pub use capture::{Capture, Kept, SharedCapture};
+pub use capture::{Capture, SharedCapture};
 pub use custom::Custom;
+pub use guard::{Allowed, Guards};
 pub use process::{End, Launcher, Order, Outcome, Processes, Started, Stop};
 
 pub trait Executor: Send + Sync {

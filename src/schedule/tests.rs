@@ -94,9 +94,10 @@ fn an_anchor_holds_the_beat() {
         (3, Some(instant("2024-01-15T10:26:30Z")))
     );
     assert_eq!(
-        schedule.passed(anchor, anchor, instant("2025-01-15T10:27:00Z"), 1000).0,
-        1000
+        schedule.passed(anchor, instant("2024-01-15T10:22:00Z"), instant("2024-01-15T10:27:00Z")),
+        (3, Some(instant("2024-01-15T10:26:30Z")))
     );
+    assert_eq!(schedule.passed(anchor, anchor, instant("2024-01-15T10:21:59Z")), (0, None));
 }
 #[test]
 fn the_second_pass_of_an_autumn_night_is_known() {
@@ -194,5 +195,21 @@ proptest! {
             wall.minute() as u8 == minute && hours & 1 << wall.hour() != 0
         };
         prop_assert_eq!((1..=(next - from) / 60).map(|m| from + m * 60).find(fits), Some(next));
+    }
+    /// What is counted by days is what is found one by one.
+    #[test]
+    fn counted_and_found_are_the_same(
+        name in prop::sample::select(vec!["UTC", "America/New_York", "Australia/Lord_Howe", "Pacific/Apia"]),
+        line in prop::sample::select(vec!["*/7 * * * *", "0 */5 * * 1-5", "30 1,2 * * *", "*/20 59 23 * * *", "0 0 13 * 5", "@every 17m"]),
+        from in 1_300_000_000i64..1_900_000_000, length in 0i64..900_000,
+    ) {
+        let schedule = Schedule::parse(line, &zone(name).unwrap()).unwrap();
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let anchor = at(from - 5);
+        let (mut count, mut last, mut next) = (0, None, at(from));
+        while let Some(found) = schedule.next_from(anchor, next).filter(|found| *found <= at(from + length)) {
+            (count, last, next) = (count + 1, Some(found), found);
+        }
+        prop_assert_eq!(schedule.passed(anchor, at(from), at(from + length)), (count, last));
     }
 }

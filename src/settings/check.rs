@@ -14,7 +14,7 @@ use super::{
 use crate::model::{Size, Span};
 
 /// What later versions do: refused, never ignored.
-const NOT_BUILT: [&str; 3] = ["influxdb", "jobs", "limits.cpu"];
+const NOT_BUILT: [&str; 2] = ["influxdb", "limits.cpu"];
 
 /// A table that is being read.
 pub struct Section<'a> {

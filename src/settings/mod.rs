@@ -4,6 +4,7 @@ mod check;
 mod etcd;
 mod finding;
 mod flags;
+mod jobs;
 mod layers;
 mod pipelines;
 mod show;
@@ -19,6 +20,7 @@ pub use check::level;
 pub use etcd::{Etcd, EtcdTls, OnPartition};
 pub use finding::{At, Finding, Refused, unknown};
 pub use flags::{Options, Place};
+pub use jobs::Jobs;
 pub use show::level_word;
 
 use self::{
@@ -68,6 +70,7 @@ pub fn load(
     let mut agent = check::agent(&mut top, &env);
     let http = check::http(&mut top);
     let etcd = etcd::etcd(&mut top);
+    let jobs = jobs::jobs(&mut top);
     let log = check::log(&mut top);
     let (limits, [max_read_channel_size, max_write_channel_size, max_write_bulk_size]) = check::limits(&mut top);
     let pipelines = pipelines::pipelines(&mut top, options, purpose);
@@ -89,6 +92,7 @@ pub fn load(
         agent,
         http,
         etcd,
+        jobs,
         log,
         limits,
         max_read_channel_size,
@@ -145,6 +149,7 @@ pub struct Settings {
     pub agent: Agent,
     pub http: Http,
     pub etcd: Etcd,
+    pub jobs: Jobs,
     pub log: Log,
     pub limits: Limits,
     /// Events that may wait between an input and its filters.

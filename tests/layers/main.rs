@@ -50,6 +50,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "plugins",
             "executors",
             "history",
+            "webhook",
             "schedule",
             "checkpoint",
             "deadletter",
@@ -71,7 +72,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("messages", &["model"]),
     (
         "settings",
-        &["model", "plugins", "os", "webhook", "signature", "cli::args"],
+        &["model", "plugins", "executors", "os", "webhook", "signature", "cli::args"],
     ),
     ("plugins", &["model", "clock", "os", "checkpoint"]),
     ("plugins::inputs::cron", &["schedule", "executors"]),
@@ -88,6 +89,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("webhook", &["model", "clock", "http_client", "retry"]),
     ("http_client", &[]),
     ("executors", &["model", "clock", "os"]),
+    ("history", &["model"]),
     ("os", &[]),
     ("retry", &[]),
     ("store", &["model", "clock", "os"]),
@@ -101,7 +103,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("backoff", &["retry"]),
     ("etcd_client", &["store"]),
     ("figment", &["settings"]),
-    ("reqwest", &["http_client", "webhook::send"]),
+    ("reqwest", &["http_client", "webhook"]),
 ];
 
 /// Groups of actors that do not know each other.

@@ -2,6 +2,8 @@
 //! arbiter, which keeps the connection, and nothing slow does.
 pub mod claims;
 pub mod commands;
+pub mod agenda;
+pub mod cron_runner;
 pub mod follow;
 pub mod job_watcher;
 pub mod lease_keeper;

@@ -1,9 +1,11 @@
 //! Jobs (SPEC §4): whose a job is, what it asks for, how it stands. `parse` makes one of a stored value, `run` says what became of it.
+mod output;
 mod parse;
 pub mod run;
 
 use std::{fmt, sync::Arc, time::Duration};
 
+pub use output::Kept;
 pub use parse::{LONGEST_VALUE, Limits, OWN_ENV, is_task_id, parse};
 pub use run::{Cause, RunId, RunRecord, RunState, Tree};
 

@@ -133,6 +133,9 @@ fn read(key: &JobKey, mut fields: Fields, limits: &Limits) -> Result<JobSpec, In
             "true in a job of a group only: a job of one host runs nowhere else",
         );
     }
+    if exclusive && once {
+        return refuse("exclusive", "true", "false in a job of type \"once\": it runs once on every host of the group");
+    }
     let tz = fields.text("tz")?;
     let zone = match &tz {
         Some(name) => match schedule::zone(name) {
