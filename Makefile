@@ -6,7 +6,7 @@ N ?= 2000
 STAND ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build release check test demo bench bench-parts fleet soak doc clean
+.PHONY: help setup build release check test test-etcd demo bench bench-parts fleet soak doc clean
 
 help: ## This menu
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +34,11 @@ test: ## All tests, then all again with failpoints (one at a time: a failpoint c
 	@scripts/setup.sh etcd
 	$(CARGO) test --locked
 	$(CARGO) test --locked --features failpoints -- --test-threads=1
+
+test-etcd: ## The tests about etcd on another one: ETCD=/path/to/etcd; without, on 3.7, built with Go into target/servers
+	@scripts/setup.sh build
+	@scripts/setup.sh etcd
+	ETCD="$(or $(ETCD),$$(scripts/etcd-new.sh))" $(CARGO) test --locked --test store --test etcd
 
 demo: ## The agent on this machine's own logs, for a few seconds
 	@scripts/demo.sh

@@ -5,10 +5,12 @@
 //!                            │               │ mounts          │ runs            │ mounts
 //!                            │            plugins::inputs   plugins::filters   plugins::outputs
 //!                            └► HttpApi ─► web (pages)
+//!
+//! store::etcd or store::embedded ◄─► actors::cron: LeaseKeeper ─► JobWatcher ─► the runner of jobs     (on the control arbiter)
 //! ```
 //!
 //! * Everything that lives is a supervised actor (`actors`); actors talk only through the typed messages in `messages`.
-//! * Everything that thinks is a plain function or trait without actix: `plugins`, `checkpoint`, `retry`, `settings`, `model`.
+//! * Everything that thinks is a plain function or trait without actix: `plugins`, `checkpoint`, `store`, `retry`, `settings`, `model`.
 //! * A receipt travels with every batch, and the Collector keeps the batch until all have settled it: any stage may fall at any moment.
 //! * Every way in is bounded (a `Port`), every wait for the outside has a limit, every restart a backoff.
 //! * Time comes from `clock`, the system from `os`. Only `agent` ends the process, only `settings` reads files and environment for them.
@@ -23,8 +25,8 @@ pub mod cli;
 pub mod clock;
 pub mod deadletter;
 pub mod executors;
-pub mod http_client;
 pub mod history;
+pub mod http_client;
 pub mod identity;
 pub mod log;
 pub mod messages;

@@ -116,7 +116,9 @@ impl Schedule {
             Kind::Every(period) => {
                 let beats = |at: Timestamp| at.as_second().saturating_sub(anchor.as_second()).max(0) / period;
                 let (before, now) = (beats(after), beats(until));
-                let last = now.checked_mul(*period).and_then(|s| Timestamp::from_second(s + anchor.as_second()).ok());
+                let last = now
+                    .checked_mul(*period)
+                    .and_then(|s| Timestamp::from_second(s + anchor.as_second()).ok());
                 ((now - before) as u64, last.filter(|_| now > before))
             }
         }
@@ -275,7 +277,10 @@ impl Masks {
         let mut from = Timestamp::from_second(whole_second(after) + 1).unwrap_or(end);
         while from < end {
             let offset = zone.to_offset(from);
-            let ends = zone.following(from).next().map_or(end, |transition| transition.timestamp().min(end));
+            let ends = zone
+                .following(from)
+                .next()
+                .map_or(end, |transition| transition.timestamp().min(end));
             let (n, wall) = self.walls(offset.to_datetime(from), offset.to_datetime(ends));
             count += n;
             last = wall.and_then(|wall| offset.to_timestamp(wall).ok()).or(last);
@@ -328,7 +333,8 @@ impl Masks {
         let (minutes, seconds) = (self.minute.count_ones(), self.second.count_ones());
         let hours = u64::from(self.hour);
         below(hours, hour) * minutes * seconds
-            + is(hours, hour) * (below(self.minute, minute) * seconds + is(self.minute, minute) * below(self.second, second))
+            + is(hours, hour)
+                * (below(self.minute, minute) * seconds + is(self.minute, minute) * below(self.second, second))
     }
 
     /// The first fitting time on the calendar, `from` itself included.

@@ -8,6 +8,7 @@ use clap::{
     error::{ContextKind, ContextValue, ErrorKind},
 };
 
+pub use super::jobs::Jobs;
 pub use crate::settings::{Options, Place};
 use crate::{
     model::Span,
@@ -73,11 +74,14 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Jobs: list, put, run, kill, their runs and output, when an expression is due
+    #[command(subcommand)]
+    Jobs(Jobs),
     /// Every file: identity, size, offsets, lag, state
     Files(Ask),
-    /// Why a file is not read, in one sentence
+    /// Why a file is not read, or a job does not run, in one sentence
     Why {
-        /// A file
+        /// A file, or a job's task id
         what: String,
         #[command(flatten)]
         ask: Ask,
@@ -212,7 +216,7 @@ struct Line {
 }
 
 /// Commands and options of later versions.
-const NOT_BUILT: [&str; 8] = ["reload", "try", "jobs", "nodes", "tap", "top", "deadletter", "token"];
+const NOT_BUILT: [&str; 7] = ["reload", "try", "nodes", "tap", "top", "deadletter", "token"];
 const NOT_BUILT_OPTIONS: [&str; 2] = ["influxdb-addr", "require-address"];
 
 /// `argv` begins with the program's name.
@@ -238,7 +242,10 @@ pub fn parse(argv: impl IntoIterator<Item = impl Into<OsString>>) -> Result<Comm
 
 /// Two dashes before every long option, the command first.
 fn normalise(line: &clap::Command, argv: impl Iterator<Item = OsString>) -> Result<Vec<OsString>, Leave> {
-    let commands = || std::iter::once(line).chain(line.get_subcommands());
+    let commands = || {
+        let below = line.get_subcommands().flat_map(clap::Command::get_subcommands); // `jobs put`
+        std::iter::once(line).chain(line.get_subcommands()).chain(below)
+    };
     let takes_value = |long: &str| {
         let named = |arg: &&Arg| arg.get_long() == Some(long);
         let arg = commands().flat_map(clap::Command::get_arguments).find(named);
@@ -307,11 +314,13 @@ fn explained(error: clap::Error, argv: &[OsString]) -> Leave {
     };
     let mut line = Line::command();
     line.build();
-    let command = argv.get(1).and_then(|name| line.find_subcommand(name)).unwrap_or(&line);
-    let called = match command.get_name() {
-        "agent" => "agent".to_owned(),
-        name => format!("agent {name}"),
-    };
+    let (mut command, mut called) = (&line, "agent".to_owned());
+    for word in argv.iter().skip(1).take(2) {
+        if let Some(below) = command.find_subcommand(word) {
+            called = format!("{called} {}", below.get_name());
+            command = below;
+        }
+    }
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             Leave {
@@ -550,8 +559,8 @@ mod tests {
             ),
             (
                 "strat",
-                "unknown command `strat`, accepted: start, stop, restart, status, version, check, plugins, files, why, doctor, \
-                 log-level, help; did you mean `start`?",
+                "unknown command `strat`, accepted: start, stop, restart, status, version, check, plugins, jobs, files, why, doctor, \
+                 etcd-roles, log-level, help; did you mean `start`?",
             ),
             (
                 "status now",

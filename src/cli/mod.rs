@@ -6,6 +6,7 @@ mod client;
 mod doctor;
 mod etcd_roles;
 mod files;
+mod jobs;
 mod log_level;
 mod plugins;
 mod restart;
@@ -48,6 +49,7 @@ pub fn run(argv: impl Iterator<Item = OsString>) -> u8 {
         Command::Version { check_state, ask } => version::run(check_state, &ask),
         Command::Check { online, json, options } => check::run(&options, online, json),
         Command::Plugins { name, json } => plugins::run(name.as_deref(), json),
+        Command::Jobs(jobs) => jobs::run(&jobs),
         Command::Files(ask) => files::run(&ask),
         Command::Why { what, ask } => why::run(&what, &ask),
         Command::Doctor { output, ask } => doctor::run(output, &ask),

@@ -35,13 +35,21 @@ struct Word {
 }
 impl PartialEq for Allowed {
     fn eq(&self, other: &Self) -> bool {
-        self.executor == other.executor && self.argv.iter().map(|word| &word.text).eq(other.argv.iter().map(|word| &word.text))
+        self.executor == other.executor
+            && self
+                .argv
+                .iter()
+                .map(|word| &word.text)
+                .eq(other.argv.iter().map(|word| &word.text))
     }
 }
 impl Allowed {
     pub fn new(executor: String, argv: Vec<String>, executors: &Executors) -> Result<Self, String> {
         let Some(kind) = executors.get(&executor) else {
-            return Err(format!("found the executor {executor:?}, accepted: {}", executors.names().join(", ")));
+            return Err(format!(
+                "found the executor {executor:?}, accepted: {}",
+                executors.names().join(", ")
+            ));
         };
         if argv.is_empty() {
             return Err("found no argv, accepted: the command and its arguments, as [\"/usr/bin/df\", \"-h\"]".into());
@@ -52,7 +60,10 @@ impl Allowed {
                 false => None,
                 true => {
                     let glob = GlobBuilder::new(&text).literal_separator(true).build();
-                    Some(glob.map_err(|error| format!("found {text:?} ({error}), accepted: a glob"))?.compile_matcher())
+                    Some(
+                        glob.map_err(|error| format!("found {text:?} ({error}), accepted: a glob"))?
+                            .compile_matcher(),
+                    )
                 }
             };
             Ok(Word { text, glob })
@@ -70,11 +81,15 @@ impl Allowed {
         let words = || std::iter::once(&spec.cmd).chain(&spec.args);
         self.executor == spec.executor
             && self.argv.len() == 1 + spec.args.len()
-            && self.argv.iter().zip(words()).all(|(allowed, word)| match &allowed.glob {
-                None => allowed.text == *word,
-                // `*` stands for a name, not for a way out of the directory.
-                Some(glob) => glob.is_match(word) && !word.split('/').any(|part| part == ".."),
-            })
+            && self
+                .argv
+                .iter()
+                .zip(words())
+                .all(|(allowed, word)| match &allowed.glob {
+                    None => allowed.text == *word,
+                    // `*` stands for a name, not for a way out of the directory.
+                    Some(glob) => glob.is_match(word) && !word.split('/').any(|part| part == ".."),
+                })
     }
 }
 
@@ -90,16 +105,30 @@ impl Guards {
         if let Some(users) = &self.users {
             let user = spec.user.as_ref().unwrap_or(&self.own_user);
             if !users.contains(user) {
-                let shown = if spec.user.is_some() { format!("{user:?}") } else { format!("nothing, so {user:?}") };
-                return refuse("user", shown, format!("a user of [jobs] allow_users ({})", users.join(", ")));
+                let shown = if spec.user.is_some() {
+                    format!("{user:?}")
+                } else {
+                    format!("nothing, so {user:?}")
+                };
+                return refuse(
+                    "user",
+                    shown,
+                    format!("a user of [jobs] allow_users ({})", users.join(", ")),
+                );
             }
         }
         if let Some(commands) = &self.commands {
             if !commands.iter().any(|allowed| allowed.fits(spec)) {
-                let words = std::iter::once(&spec.cmd).chain(&spec.args).map(|word| format!("{word:?}"));
+                let words = std::iter::once(&spec.cmd)
+                    .chain(&spec.args)
+                    .map(|word| format!("{word:?}"));
                 let shown = words.collect::<Vec<_>>().join(" ");
                 let shown = shown.chars().take(200).collect::<String>();
-                return refuse("cmd", format!("{} {shown}", spec.executor), "a command of [jobs] allow_commands".into());
+                return refuse(
+                    "cmd",
+                    format!("{} {shown}", spec.executor),
+                    "a command of [jobs] allow_commands".into(),
+                );
             }
             if let Some((name, _)) = spec.env.iter().find(|(name, _)| !self.env.contains(name)) {
                 let accepted = match self.env.is_empty() {
@@ -128,7 +157,12 @@ mod tests {
     fn guards(commands: &[(&str, &[&str])]) -> Guards {
         let executors = Executors::new([]);
         let allowed = |(executor, argv): &(&str, &[&str])| {
-            Allowed::new((*executor).into(), argv.iter().map(|word| (*word).into()).collect(), &executors).unwrap()
+            Allowed::new(
+                (*executor).into(),
+                argv.iter().map(|word| (*word).into()).collect(),
+                &executors,
+            )
+            .unwrap()
         };
         Guards {
             commands: Some(commands.iter().map(allowed).collect()),
@@ -138,7 +172,11 @@ mod tests {
     /// BEHAVIOUR 102, the guards' part.
     #[test]
     fn commands_are_taken_whole() {
-        let mut guards = guards(&[("bash", &["df -h *"]), ("exec", &["/opt/jobs/*", "-v"]), ("exec", &["/bin/true"])]);
+        let mut guards = guards(&[
+            ("bash", &["df -h *"]),
+            ("exec", &["/opt/jobs/*", "-v"]),
+            ("exec", &["/bin/true"]),
+        ]);
         for (fields, allowed) in [
             (r#""cmd": "df -h *""#, true),
             (r#""cmd": "df -h /""#, false),
@@ -149,9 +187,15 @@ mod tests {
             (r#""cmd": "/opt/jobs/a/b", "args": ["-v"], "executor": "exec""#, false),
             (r#""cmd": "/opt/jobs/..", "args": ["-v"], "executor": "exec""#, false),
             (r#""cmd": "/opt/jobs/a", "executor": "exec""#, false),
-            (r#""cmd": "/opt/jobs/a", "args": ["-v", "-x"], "executor": "exec""#, false),
+            (
+                r#""cmd": "/opt/jobs/a", "args": ["-v", "-x"], "executor": "exec""#,
+                false,
+            ),
             (r#""cmd": "/bin/true", "executor": "exec""#, true),
-            (r#""cmd": "/bin/true", "executor": "exec", "env": {"LD_PRELOAD": "/tmp/x.so"}"#, false),
+            (
+                r#""cmd": "/bin/true", "executor": "exec", "env": {"LD_PRELOAD": "/tmp/x.so"}"#,
+                false,
+            ),
             (r#""cmd": "df -h *", "env": {"BASH_ENV": "/tmp/x"}"#, false),
         ] {
             assert_eq!(guards.check(&spec(fields)).is_ok(), allowed, "{fields}");
@@ -159,7 +203,10 @@ mod tests {
         guards.env = vec!["LANG".into()];
         assert_eq!(guards.check(&spec(r#""cmd": "df -h *", "env": {"LANG": "C"}"#)), Ok(()));
         assert_eq!(
-            guards.check(&spec(r#""cmd": "df -h *", "env": {"BASH_ENV": "/tmp/x"}"#)).unwrap_err().to_string(),
+            guards
+                .check(&spec(r#""cmd": "df -h *", "env": {"BASH_ENV": "/tmp/x"}"#))
+                .unwrap_err()
+                .to_string(),
             "`env`: found \"BASH_ENV\", accepted: names of [jobs] allow_env (LANG)"
         );
     }
@@ -175,6 +222,9 @@ mod tests {
             guards.check(&spec(r#""cmd": "x""#)).unwrap_err().to_string(),
             "`user`: found nothing, so \"root\", accepted: a user of [jobs] allow_users (backup, me)"
         );
-        assert_eq!(Guards::default().check(&spec(r#""cmd": "x", "env": {"BASH_ENV": "x"}"#)), Ok(()));
+        assert_eq!(
+            Guards::default().check(&spec(r#""cmd": "x", "env": {"BASH_ENV": "x"}"#)),
+            Ok(())
+        );
     }
 }

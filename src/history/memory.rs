@@ -94,11 +94,25 @@ mod tests {
     #[test]
     fn neighbours_join() {
         let mut ranges = Ranges::default();
-        for (planned, before) in [(60, None), (120, Some(60)), (180, Some(120)), (300, Some(240)), (360, Some(300)), (120, Some(60))] {
+        for (planned, before) in [
+            (60, None),
+            (120, Some(60)),
+            (180, Some(120)),
+            (300, Some(240)),
+            (360, Some(300)),
+            (120, Some(60)),
+        ] {
             ranges.add(at(planned), before.map(at));
         }
         assert_eq!(ranges, Ranges(vec![(60, 180), (300, 360)]));
-        for (planned, ran) in [(59, false), (60, true), (180, true), (240, false), (300, true), (361, false)] {
+        for (planned, ran) in [
+            (59, false),
+            (60, true),
+            (180, true),
+            (240, false),
+            (300, true),
+            (361, false),
+        ] {
             assert_eq!(ranges.contains(at(planned)), ran, "{planned}");
         }
     }

@@ -12,10 +12,7 @@ use redb::{Database, Durability, ReadableDatabase, ReadableTable, Table, TableDe
 
 pub use memory::{JobMemory, Override, Ranges};
 
-use crate::model::{
-    RunId, RunRecord, RunState,
-    job::Kept,
-};
+use crate::model::{RunId, RunRecord, RunState, job::Kept};
 
 /// By run, and so by time.
 const RUNS: TableDefinition<u128, &[u8]> = TableDefinition::new("runs");
@@ -85,7 +82,9 @@ impl History {
 
     /// All of it, or nothing; on the disk when it answers.
     pub fn write(&self, change: &Change, now: Timestamp) -> Done<()> {
-        fail::fail_point!("history-write", |_| Err(HistoryError::Io(std::io::Error::other("failpoint"))));
+        fail::fail_point!("history-write", |_| Err(HistoryError::Io(std::io::Error::other(
+            "failpoint"
+        ))));
         let mut writing = self.database.begin_write()?;
         writing.set_durability(Durability::Immediate)?;
         {
@@ -154,7 +153,9 @@ impl History {
     pub fn run(&self, id: RunId) -> Done<Option<RunRecord>> {
         let reading = self.database.begin_read()?;
         let runs = reading.open_table(RUNS)?;
-        let found = runs.get(id.as_u128())?.and_then(|value| stored::read_record(id, value.value()));
+        let found = runs
+            .get(id.as_u128())?
+            .and_then(|value| stored::read_record(id, value.value()));
         Ok(found)
     }
     /// Newest first; of one job (`JobKey::kept_as`), or of all.
@@ -185,13 +186,18 @@ impl History {
     pub fn output(&self, id: RunId) -> Done<Option<Kept>> {
         let reading = self.database.begin_read()?;
         let outputs = reading.open_table(OUTPUTS)?;
-        let found = outputs.get(id.as_u128())?.and_then(|value| stored::read_output(value.value()));
+        let found = outputs
+            .get(id.as_u128())?
+            .and_then(|value| stored::read_output(value.value()));
         Ok(found)
     }
     /// Bytes of records and outputs.
     pub fn bytes(&self) -> Done<u64> {
         let reading = self.database.begin_read()?;
-        let bytes = reading.open_table(SIZES)?.get("bytes")?.map_or(0, |bytes| bytes.value());
+        let bytes = reading
+            .open_table(SIZES)?
+            .get("bytes")?
+            .map_or(0, |bytes| bytes.value());
         Ok(bytes)
     }
 }
@@ -223,7 +229,10 @@ impl<'t> Tables<'t> {
         let id = record.run_id.as_u128();
         let job = record.job.kept_as();
         let value = stored::record(record);
-        let before = self.runs.insert(id, value.as_slice())?.map_or(0, |value| value.value().len());
+        let before = self
+            .runs
+            .insert(id, value.as_slice())?
+            .map_or(0, |value| value.value().len());
         self.bytes = (self.bytes + value.len() as u64).saturating_sub(before as u64);
         self.of_job.insert((job.as_str(), id), ())?;
         match record.state.is_over() {
@@ -232,14 +241,20 @@ impl<'t> Tables<'t> {
         };
         if let Some(output) = output.filter(|output| output.total > 0) {
             let value = stored::output(output);
-            let before = self.outputs.insert(id, value.as_slice())?.map_or(0, |value| value.value().len());
+            let before = self
+                .outputs
+                .insert(id, value.as_slice())?
+                .map_or(0, |value| value.value().len());
             self.bytes = (self.bytes + value.len() as u64).saturating_sub(before as u64);
         }
         Ok(())
     }
     fn remove(&mut self, id: u128) -> Done<()> {
         let gone = match self.runs.remove(id)? {
-            Some(value) => Some((value.value().len(), stored::read_record(RunId::of_u128(id), value.value()))),
+            Some(value) => Some((
+                value.value().len(),
+                stored::read_record(RunId::of_u128(id), value.value()),
+            )),
             None => None,
         };
         if let Some((length, record)) = gone {

@@ -67,7 +67,11 @@ fn a_record_comes_back_as_it_went() {
         tail: b"\xff".to_vec(),
         total: 10,
     };
-    put(&history, all.iter().map(|record| (record.clone(), Some(kept.clone()))).collect(), 1_700_000_100);
+    put(
+        &history,
+        all.iter().map(|record| (record.clone(), Some(kept.clone()))).collect(),
+        1_700_000_100,
+    );
     for record in &all {
         assert_eq!(history.run(record.run_id).unwrap().as_ref(), Some(record));
         assert_eq!(history.output(record.run_id).unwrap().as_ref(), Some(&kept));
@@ -86,16 +90,35 @@ fn the_newest_runs_of_each_job_stay() {
     });
     let now = 1_700_000_000;
     for n in 0..10 {
-        put(&history, vec![(record("a", now + n, RunState::Succeeded), Some(said("x")))], now + n);
+        put(
+            &history,
+            vec![(record("a", now + n, RunState::Succeeded), Some(said("x")))],
+            now + n,
+        );
     }
     put(&history, vec![(record("b", now, RunState::Succeeded), None)], now + 10);
-    let planned = |job| history.runs(Some(job), 100).unwrap().iter().map(|run| run.planned.as_second() - now).collect::<Vec<_>>();
+    let planned = |job| {
+        history
+            .runs(Some(job), 100)
+            .unwrap()
+            .iter()
+            .map(|run| run.planned.as_second() - now)
+            .collect::<Vec<_>>()
+    };
     assert_eq!((planned("own/a"), planned("own/b")), (vec![9, 8, 7], vec![0]));
     assert_eq!(history.output(record("a", now, RunState::Queued).run_id).unwrap(), None);
     // One that runs for long is not counted out.
-    put(&history, vec![(record("b", now - 1, RunState::Running), None)], now + 10);
+    put(
+        &history,
+        vec![(record("b", now - 1, RunState::Running), None)],
+        now + 10,
+    );
     for n in 1..5 {
-        put(&history, vec![(record("b", now + n, RunState::Succeeded), None)], now + 10);
+        put(
+            &history,
+            vec![(record("b", now + n, RunState::Succeeded), None)],
+            now + 10,
+        );
     }
     assert_eq!(planned("own/b"), [4, 3, 2, -1]);
 }
@@ -110,15 +133,34 @@ fn age_and_size_bound_it_all() {
     let now = 1_700_000_000;
     let big = said(&"x".repeat(5_000));
     for n in 0..10 {
-        put(&history, vec![(record(&n.to_string(), now + n, RunState::Succeeded), Some(big.clone()))], now + n);
+        put(
+            &history,
+            vec![(record(&n.to_string(), now + n, RunState::Succeeded), Some(big.clone()))],
+            now + n,
+        );
         assert!(history.bytes().unwrap() <= 20_000);
     }
-    let planned = || history.runs(None, 100).unwrap().iter().map(|run| run.planned.as_second() - now).collect::<Vec<_>>();
+    let planned = || {
+        history
+            .runs(None, 100)
+            .unwrap()
+            .iter()
+            .map(|run| run.planned.as_second() - now)
+            .collect::<Vec<_>>()
+    };
     assert_eq!(planned(), [9, 8, 7], "the oldest went first, of whatever job");
-    put(&history, vec![(record("x", now + 108, RunState::Succeeded), None)], now + 108);
+    put(
+        &history,
+        vec![(record("x", now + 108, RunState::Succeeded), None)],
+        now + 108,
+    );
     assert_eq!(planned(), [108, 9, 8]);
     // All that is gone is gone from the count too.
-    put(&history, vec![(record("y", now + 500, RunState::Succeeded), None)], now + 500);
+    put(
+        &history,
+        vec![(record("y", now + 500, RunState::Succeeded), None)],
+        now + 500,
+    );
     assert_eq!(planned(), [500]);
     assert!((1..500).contains(&history.bytes().unwrap()));
 }
@@ -137,10 +179,16 @@ fn runs_without_an_end_are_lost_once() {
         now,
     );
     let lost = history.take_lost(at(now + 60)).unwrap();
-    let tasks = lost.iter().map(|run| (run.job.task_id.to_string(), run.state.clone(), run.ended)).collect::<Vec<_>>();
+    let tasks = lost
+        .iter()
+        .map(|run| (run.job.task_id.to_string(), run.state.clone(), run.ended))
+        .collect::<Vec<_>>();
     assert_eq!(
         tasks,
-        [("a".to_owned(), RunState::Lost, Some(at(now + 60))), ("b".to_owned(), RunState::Lost, Some(at(now + 60)))]
+        [
+            ("a".to_owned(), RunState::Lost, Some(at(now + 60))),
+            ("b".to_owned(), RunState::Lost, Some(at(now + 60)))
+        ]
     );
     assert_eq!(history.run(lost[0].run_id).unwrap().as_ref(), Some(&lost[0]));
     assert_eq!(history.take_lost(at(now + 61)).unwrap(), []);
@@ -155,7 +203,10 @@ fn jobs_are_remembered_and_forgotten() {
         value_hash: "h".into(),
     });
     memory.once = Some("1/abc".into());
-    let jobs = vec![("own/a".to_owned(), Some(memory.clone())), ("own/b".to_owned(), Some(JobMemory::new("", None, at(1))))];
+    let jobs = vec![
+        ("own/a".to_owned(), Some(memory.clone())),
+        ("own/b".to_owned(), Some(JobMemory::new("", None, at(1)))),
+    ];
     history.write(&Change { runs: vec![], jobs }, at(1)).unwrap();
     assert_eq!(history.memories().unwrap()["own/a"], memory);
     let jobs = vec![("own/b".to_owned(), None), ("own/c".to_owned(), None)];

@@ -240,3 +240,19 @@ pub struct OutputView {
     /// Nothing follows.
     pub ended: bool,
 }
+
+/// How the runner is: for health.
+#[derive(Message)]
+#[rtype(result = "RunnerView")]
+pub struct ObserveRunner;
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RunnerView {
+    pub jobs: usize,
+    /// Present runs, waiting ones too.
+    pub runs: usize,
+    /// Why no job is started now.
+    pub refused: Option<String>,
+    /// Why the history cannot be written at present, and how many records were lost by it.
+    pub history_error: Option<String>,
+    pub lost_records: u64,
+}

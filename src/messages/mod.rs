@@ -13,6 +13,9 @@
 //! | `ObserveCollector`, `ObserveSink` | Root → each | its state | one a question |
 //! | `AskAgent`, `AskActors`, `AskPipelines`, `AskFiles`, `AskHealth`, `AskMetrics`, `AskWhy`, `AskConfig`, `AskLogs` | HttpApi → Root | plain data | requests, 2 s each |
 //! | `AskStop`, `AskReopen`, `SetLogLevel` | HttpApi → Root | heard | requests, 2 s each |
+//! | `StandingChanged` | LeaseKeeper → JobWatcher | heard | one; the latest only |
+//! | `ObserveLease`, `ObserveWatcher` | Root → each | its state | one a question |
+//! | `Drain`, `GiveBack` | Root → JobWatcher, then LeaseKeeper, at the end of a stop | heard; the lease is gone | one a stop |
 //! | `JobsChanged` | JobWatcher → CronRunner | for each job: ok, paused, invalid, shadowed | one; the next waits for its answer |
 //! | `MayFire` | LeaseKeeper → CronRunner | heard | one a change |
 //! | `JobCommand` | JobWatcher, Root → CronRunner | done, or why not | requests, 2 s each |
@@ -21,7 +24,7 @@
 //! | `MeetWatcher` | Root → CronRunner | – | one a start |
 //! | `WriteJob` | Root → JobWatcher | written, or why not | requests, 2 s each |
 //! | `JobFailed` | CronRunner → Notifier | – | 64 a webhook; more are dropped and counted |
-//! | `AskJobs`, `AskJob`, `AskRuns`, `AskOutput`, `CheckJob`, `AskWhyJob` | HttpApi, Root → CronRunner | plain data | requests, 2 s each |
+//! | `AskJobs`, `AskJob`, `AskRuns`, `AskOutput`, `CheckJob`, `AskWhyJob`, `ObserveRunner` | HttpApi, Root → CronRunner | plain data | requests, 2 s each |
 //!
 //! Whatever carries data travels in a Port; nothing calls `do_send`. An answer that is owed survives a fall of whoever owes it; a message
 //! that was lost in one is sent again (`root::until_answered`, the Collector's go-back-N).

@@ -52,7 +52,11 @@ impl Default for Jobs {
 }
 impl Jobs {
     pub fn all_executors(&self) -> Executors {
-        Executors::new(self.executors.iter().map(|(name, custom, _)| (name.clone(), custom.clone())))
+        Executors::new(
+            self.executors
+                .iter()
+                .map(|(name, custom, _)| (name.clone(), custom.clone())),
+        )
     }
 }
 pub fn jobs(top: &mut Section<'_>) -> Jobs {
@@ -78,7 +82,10 @@ pub fn jobs(top: &mut Section<'_>) -> Jobs {
             }
         }
     });
-    let executors = executors.into_iter().map(|(name, (custom, words))| (name, custom, words)).collect::<Vec<_>>();
+    let executors = executors
+        .into_iter()
+        .map(|(name, (custom, words))| (name, custom, words))
+        .collect::<Vec<_>>();
     let all = Executors::new(executors.iter().map(|(name, custom, _)| (name.clone(), custom.clone())));
     let commands = table.read("allow_commands", |node| allowed(node, &all));
     let webhooks = named(&mut table, "webhook", webhook);
@@ -135,15 +142,20 @@ fn secret(table: &mut Section<'_>, name: &'static str, file: &'static str) -> Op
         "" => Err("found nothing, accepted: text".to_owned()),
         text => Ok(text.to_owned()),
     };
-    let given = table.read(name, |node| some(text(node).map_err(|_| "found no text, accepted: text".to_owned())?));
+    let given = table.read(name, |node| {
+        some(text(node).map_err(|_| "found no text, accepted: text".to_owned())?)
+    });
     let of_file = table.read(file, |node| {
         let path = path(node)?;
-        let all = std::fs::read_to_string(&path).map_err(|error| format!("could not read {}: {error}", path.display()))?;
+        let all =
+            std::fs::read_to_string(&path).map_err(|error| format!("could not read {}: {error}", path.display()))?;
         some(all.lines().next().unwrap_or_default().to_owned())
     });
     if given.is_some() && of_file.is_some() {
         let key = table.key(file);
-        table.findings.add(&table.at, key, format!("found `{name}` too, accepted: one of them"));
+        table
+            .findings
+            .add(&table.at, key, format!("found `{name}` too, accepted: one of them"));
     }
     given.or(of_file)
 }
@@ -176,7 +188,9 @@ fn named<'a, T>(
 }
 /// `[{ executor = "exec", argv = ["/usr/bin/df", "-h"] }]`
 fn allowed(node: &Node, executors: &Executors) -> Result<Vec<Allowed>, String> {
-    let refused = |found: String| format!("{found}, accepted: a list of {{ executor = \"exec\", argv = [\"/usr/bin/df\", \"-h\"] }}");
+    let refused = |found: String| {
+        format!("{found}, accepted: a list of {{ executor = \"exec\", argv = [\"/usr/bin/df\", \"-h\"] }}")
+    };
     let Value::List(nodes) = node.typed() else {
         return Err(refused(node.found()));
     };
@@ -184,7 +198,10 @@ fn allowed(node: &Node, executors: &Executors) -> Result<Vec<Allowed>, String> {
         let Value::Table(entries) = node.typed() else {
             return Err(refused(node.found()));
         };
-        if let Some((name, _)) = entries.iter().find(|(name, _)| !["executor", "argv"].contains(&name.as_str())) {
+        if let Some((name, _)) = entries
+            .iter()
+            .find(|(name, _)| !["executor", "argv"].contains(&name.as_str()))
+        {
             return Err(unknown("key", name, ["executor", "argv"].into_iter()));
         }
         let (Some(executor), Some(argv)) = (node.get("executor"), node.get("argv")) else {

@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap, fs::OpenOptions, os::unix::fs::OpenOptionsExt, path::Path, sync::Arc, time::Duration,
 };
 
-use redb::{Database, Durability, ReadableTable, TableDefinition, backends::FileBackend};
+use redb::{Database, Durability, ReadableTable, TableDefinition, WriteTransaction, backends::FileBackend};
 
 use super::{
     Changes, Entry, Event, KeepAlive, LeaseId, Listing, Outcome, Reply, Store, StoreError, Transaction, Watch,
@@ -77,6 +77,13 @@ pub fn open(data_dir: &Path) -> Result<Opened, String> {
     })
 }
 
+/// Every write to `store.redb` begins so: after a kill -9 the next start opens it at once, however much is in it.
+pub fn begin_write(database: &Database) -> Result<WriteTransaction, redb::TransactionError> {
+    let mut writing = database.begin_write()?;
+    writing.set_quick_repair(true);
+    Ok(writing)
+}
+
 #[derive(Clone)]
 pub struct EmbeddedStore(Arc<Local>);
 
@@ -85,6 +92,16 @@ impl EmbeddedStore {
     pub fn new(database: Arc<Database>) -> Result<Self, StoreError> {
         let (revision, entries) = read_all(&database).map_err(|error| StoreError::Away(error.to_string()))?;
         Ok(Self(Local::new(revision, entries, Some(Box::new(OnDisk(database))))))
+    }
+    /// How many jobs there are in it.
+    pub fn jobs(&self) -> usize {
+        let jobs = |entry: &Entry| entry.key.starts_with("/cron/jobs/") || entry.key.starts_with("/cron/groups/");
+        self.0
+            .list(&["/cron/".to_owned()])
+            .entries
+            .iter()
+            .filter(|entry| jobs(entry))
+            .count()
     }
     /// Forgets what was up to now: older watches are refused.
     pub fn compact(&self) {
@@ -104,7 +121,7 @@ impl EmbeddedStore {
     }
 }
 fn read_all(database: &Database) -> Result<(i64, BTreeMap<String, Entry>), redb::Error> {
-    let writing = database.begin_write()?;
+    let writing = begin_write(database)?;
     let (mut revision, mut entries) = (1, BTreeMap::new());
     {
         // Opening them makes them.
@@ -138,7 +155,7 @@ impl Disk for OnDisk {
 }
 impl OnDisk {
     fn write(&self, changes: &Changes) -> Result<(), redb::Error> {
-        let mut writing = self.0.begin_write()?;
+        let mut writing = begin_write(&self.0)?;
         let passing = |event: &Event| matches!(event, Event::Put(entry) if entry.lease.is_some());
         if changes.events.iter().all(passing) {
             // Nothing of it must outlive the process.

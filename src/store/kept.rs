@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Entry, StoreError,
+    embedded::begin_write,
     local::{decode, encode},
 };
 
@@ -46,11 +47,11 @@ impl Kept {
     pub fn new(database: Arc<Database>) -> Self {
         Self(database)
     }
-    /// None: there is none for that one.
-    pub fn load(&self, whose: &Whose) -> Result<Option<Vec<Entry>>, StoreError> {
+    /// And the cluster that it came from. None: there is none for that one.
+    pub fn load(&self, whose: &Whose) -> Result<Option<(u64, Vec<Entry>)>, StoreError> {
         self.try_load(whose).map_err(failed)
     }
-    fn try_load(&self, whose: &Whose) -> Result<Option<Vec<Entry>>, redb::Error> {
+    fn try_load(&self, whose: &Whose) -> Result<Option<(u64, Vec<Entry>)>, redb::Error> {
         let reading = self.0.begin_read()?;
         let of = match reading.open_table(OF) {
             Ok(table) => table.get("of")?.map(|value| value.value().to_vec()),
@@ -58,15 +59,15 @@ impl Kept {
             Err(error) => return Err(error.into()),
         };
         let of = of.and_then(|of| serde_json::from_slice::<Whose>(&of).ok());
-        if !of.is_some_and(|of| of.fits(whose)) {
+        let Some(of) = of.filter(|of| of.fits(whose)) else {
             return Ok(None);
-        }
+        };
         let mut entries = vec![];
         for row in reading.open_table(ROWS)?.iter()? {
             let (key, value) = row?;
             entries.extend(decode(key.value(), value.value()));
         }
-        Ok(Some(entries))
+        Ok(Some((of.cluster, entries)))
     }
     /// This is all of it now.
     pub fn replace(&self, whose: &Whose, entries: &[Entry]) -> Result<(), StoreError> {
@@ -76,7 +77,7 @@ impl Kept {
         self.write(None, put, removed).map_err(failed)
     }
     fn write(&self, whose: Option<&Whose>, put: &[Entry], removed: &[String]) -> Result<(), redb::Error> {
-        let writing = self.0.begin_write()?;
+        let writing = begin_write(&self.0)?;
         if let Some(whose) = whose {
             writing.delete_table(ROWS)?;
             let of = serde_json::to_vec(whose).expect("text and numbers are JSON");
@@ -110,7 +111,7 @@ impl Kept {
     /// None: the mark goes.
     pub fn mark_once(&self, name: &str, mark: Option<&[u8]>) -> Result<(), StoreError> {
         let write = || -> Result<_, redb::Error> {
-            let writing = self.0.begin_write()?;
+            let writing = begin_write(&self.0)?;
             {
                 let mut table = writing.open_table(ONCE)?;
                 match mark {
@@ -157,7 +158,10 @@ mod tests {
         };
         assert_eq!(kept.load(&whose).unwrap(), None);
         kept.replace(&whose, &[entry("/a", 3), entry("/b", 4)]).unwrap();
-        assert_eq!(kept.load(&whose).unwrap(), Some(vec![entry("/a", 3), entry("/b", 4)]));
+        assert_eq!(
+            kept.load(&whose).unwrap(),
+            Some((7, vec![entry("/a", 3), entry("/b", 4)]))
+        );
         kept.change(&[entry("/b", 5), entry("/c", 6)], &["/a".into(), "/none".into()])
             .unwrap();
         let other_cluster = Whose {
@@ -166,7 +170,7 @@ mod tests {
         };
         assert_eq!(
             kept.load(&other_cluster).unwrap(),
-            Some(vec![entry("/b", 5), entry("/c", 6)])
+            Some((7, vec![entry("/b", 5), entry("/c", 6)]))
         );
         for other in [
             Whose {
@@ -189,7 +193,7 @@ mod tests {
             assert_eq!(kept.load(&other).unwrap(), None);
         }
         kept.replace(&whose, &[]).unwrap();
-        assert_eq!(kept.load(&whose).unwrap(), Some(vec![]));
+        assert_eq!(kept.load(&whose).unwrap(), Some((7, vec![])));
 
         assert_eq!(kept.once("x").unwrap(), None);
         kept.mark_once("x", Some(b"1")).unwrap();

@@ -4,4 +4,5 @@
 pub mod agent;
 pub mod house;
 pub mod judge;
+pub mod seat;
 pub mod servers;

@@ -202,7 +202,10 @@ impl Etcd {
             .stderr(Stdio::piped());
         command
     }
-    fn ctl_try(&self, args: &[&str]) -> Option<String> {
+    pub fn ctl_path(&self) -> PathBuf {
+        brought("etcdctl")
+    }
+    pub fn ctl_try(&self, args: &[&str]) -> Option<String> {
         let done = finish(self.ctl_command(args).spawn().unwrap());
         (done.code() == Some(0)).then_some(done.out)
     }

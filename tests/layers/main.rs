@@ -72,7 +72,15 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("messages", &["model"]),
     (
         "settings",
-        &["model", "plugins", "executors", "os", "webhook", "signature", "cli::args"],
+        &[
+            "model",
+            "plugins",
+            "executors",
+            "os",
+            "webhook",
+            "signature",
+            "cli::args",
+        ],
     ),
     ("plugins", &["model", "clock", "os", "checkpoint"]),
     ("plugins::inputs::cron", &["schedule", "executors"]),
@@ -102,6 +110,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("actix_web", &["agent", "actors", "web", "messages"]),
     ("backoff", &["retry"]),
     ("etcd_client", &["store"]),
+    ("redb", &["store", "history", "actors::root"]),
     ("figment", &["settings"]),
     ("reqwest", &["http_client", "webhook"]),
 ];

@@ -90,7 +90,11 @@ impl Job {
         self.body.as_ref().ok()
     }
     pub fn paused(&self) -> bool {
-        let ordered = self.memory.ordered.as_ref().filter(|order| order.value_hash == value_hash(&self.value));
+        let ordered = self
+            .memory
+            .ordered
+            .as_ref()
+            .filter(|order| order.value_hash == value_hash(&self.value));
         ordered.map_or_else(|| self.spec().is_some_and(|spec| spec.paused), |order| order.paused)
     }
     /// It is run when it is due.
@@ -180,7 +184,10 @@ impl Agenda {
         Some((at, self.get(at)?))
     }
     pub fn all(&self) -> impl Iterator<Item = (usize, &Job)> {
-        self.jobs.iter().enumerate().filter_map(|(at, job)| Some((at, job.as_ref()?)))
+        self.jobs
+            .iter()
+            .enumerate()
+            .filter_map(|(at, job)| Some((at, job.as_ref()?)))
     }
     /// By task id: of that group, or the host's own before the group's.
     pub fn named(&self, group: Option<&str>, task_id: &str) -> Option<(usize, &Job)> {
@@ -240,8 +247,18 @@ impl Agenda {
             self.forgotten.extend(std::mem::take(&mut self.memories).into_keys());
         }
         // A job of a group stands behind an own one of the same id.
-        let groups = self.scopes.iter().filter(|scope| matches!(scope, Scope::Group(_))).cloned().collect::<Vec<_>>();
-        let hosts = self.scopes.iter().filter(|scope| matches!(scope, Scope::Host(_))).cloned().collect::<Vec<_>>();
+        let groups = self
+            .scopes
+            .iter()
+            .filter(|scope| matches!(scope, Scope::Group(_)))
+            .cloned()
+            .collect::<Vec<_>>();
+        let hosts = self
+            .scopes
+            .iter()
+            .filter(|scope| matches!(scope, Scope::Host(_)))
+            .cloned()
+            .collect::<Vec<_>>();
         let just_put = put.iter().copied().collect::<HashSet<_>>();
         for task_id in touched {
             let key = |scope: &Scope| JobKey {
@@ -465,7 +482,11 @@ impl Agenda {
         });
         let missed = total.saturating_sub(in_ranges.sum::<u64>() + due.fire.len() as u64);
         let last_missed = || match due.fire.first() {
-            Some(first) => schedule.passed(anchor, decided, first.planned.checked_sub(Duration::from_secs(1)).ok()?).1,
+            Some(first) => {
+                schedule
+                    .passed(anchor, decided, first.planned.checked_sub(Duration::from_secs(1)).ok()?)
+                    .1
+            }
             None => last,
         };
         due.missed = (missed > 0).then(|| (missed, last_missed().unwrap_or(now)));
@@ -540,9 +561,19 @@ impl Agenda {
     }
     /// That could not be written.
     pub fn write_again(&mut self, jobs: &[(String, Option<JobMemory>)]) {
-        let kept = jobs.iter().map(|(job, memory)| (job.as_str(), memory.is_some())).collect::<HashMap<_, _>>();
-        self.forgotten.extend(kept.iter().filter(|(_, there)| !**there).map(|(job, _)| (*job).to_owned()));
-        let again = self.by_key.iter().filter(|(key, _)| kept.contains_key(key.kept_as().as_str()));
+        let kept = jobs
+            .iter()
+            .map(|(job, memory)| (job.as_str(), memory.is_some()))
+            .collect::<HashMap<_, _>>();
+        self.forgotten.extend(
+            kept.iter()
+                .filter(|(_, there)| !**there)
+                .map(|(job, _)| (*job).to_owned()),
+        );
+        let again = self
+            .by_key
+            .iter()
+            .filter(|(key, _)| kept.contains_key(key.kept_as().as_str()));
         self.changed.extend(again.map(|(_, at)| *at));
     }
     /// Active `once` jobs that have not run as they stand.
@@ -556,7 +587,12 @@ fn not_run(job: &Job, after: Timestamp) -> Option<Timestamp> {
     let mut after = after;
     loop {
         let next = job.next_after(after)?;
-        match job.memory.ran.iter().find(|(first, last)| (*first..=*last).contains(&next)) {
+        match job
+            .memory
+            .ran
+            .iter()
+            .find(|(first, last)| (*first..=*last).contains(&next))
+        {
             None => return Some(next),
             Some((_, last)) => after = last,
         }

@@ -204,9 +204,10 @@ impl Follow {
     pub async fn last_time(&mut self) -> Result<Option<JobsChanged>, StoreError> {
         let Some(kept) = self.kept.clone() else { return Ok(None) };
         let whose = self.whose.clone();
-        let Some(entries) = blocking(move || kept.load(&whose)).await? else {
+        let Some((cluster, entries)) = blocking(move || kept.load(&whose)).await? else {
             return Ok(None);
         };
+        self.whose.cluster = cluster;
         self.table = entries
             .iter()
             .map(|entry| (entry.key.clone(), Row::of(entry)))

@@ -1,8 +1,8 @@
 //! Jobs: LeaseKeeper holds this agent's address in the store, JobWatcher follows the jobs there and answers. Both live on the control
-//! arbiter, which keeps the connection, and nothing slow does.
+//! arbiter, which keeps the connection, and nothing slow does. CronRunner has a thread of its own and runs them.
+pub mod agenda;
 pub mod claims;
 pub mod commands;
-pub mod agenda;
 pub mod cron_runner;
 pub mod follow;
 pub mod job_watcher;

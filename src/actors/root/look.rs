@@ -4,7 +4,7 @@ use std::time::Duration;
 use actix::prelude::*;
 use futures_util::future::join_all;
 
-use super::{House, Pipeline, Stage};
+use super::{House, Pipeline, Stage, jobs::JobsHouse, runner::RunnerHouse};
 use crate::{
     actors::kit::{Port, SharedPulse},
     messages::{
@@ -124,6 +124,13 @@ impl House {
         let control = [&self.root, &self.http].map(|pulse| actor_view(pulse, None));
         let actors = control
             .into_iter()
+            .chain(
+                self.jobs
+                    .iter()
+                    .flat_map(JobsHouse::pulses)
+                    .chain(self.runner.iter().flat_map(RunnerHouse::pulses))
+                    .map(|pulse| actor_view(pulse, None)),
+            )
             .chain(self.pipelines.iter().flat_map(Pipeline::actors))
             .collect::<Vec<_>>();
         for actor in &actors {
@@ -147,7 +154,13 @@ impl House {
             .filter(|actor| actor.state == "failing")
             .map(|actor| format!("{} keeps falling: {}", actor.name, actor.last_error.unwrap_or_default()))
             .collect::<Vec<_>>();
-        let mut degraded = vec![];
+        let mut degraded = match &self.jobs {
+            Some(jobs) => jobs.trouble().await,
+            None => vec![],
+        };
+        if let Some(runner) = &self.runner {
+            degraded.extend(runner.trouble().await);
+        }
         for pipeline in self.views().await {
             let of = |what: &str| format!("{}: {what}", pipeline.name);
             failing.extend(pipeline.checkpoint_error.as_deref().map(of));

@@ -2,7 +2,9 @@
 //! it from the input to the sink, with one deadline, naming the late.
 //! Hears: the `Ask*` questions. Says: AwaitEnd, AwaitClosed, Observe*, Reopen, Hurry, Drain → every stage. Waits: at most for the
 //! drain's deadline.
+mod jobs;
 mod look;
+mod runner;
 mod stop;
 mod wire;
 
@@ -11,6 +13,7 @@ use std::{net::TcpListener, os::unix::net::UnixListener, sync::Arc, time::Durati
 use actix::prelude::*;
 use tokio::sync::mpsc;
 
+use self::{jobs::JobsHouse, runner::RunnerHouse};
 use crate::{
     actors::{
         collect::{
@@ -33,7 +36,7 @@ use crate::{
         },
     },
     metrics::SharedMetrics,
-    model::{FileStatus, Host, file_status::SharedFileBoard},
+    model::{self, FileStatus, Host, file_status::SharedFileBoard},
     os,
     settings::{self, Settings, WhenFull},
     web::{self, Ask},
@@ -79,6 +82,10 @@ pub struct House {
     pub pipelines: Vec<Pipeline>,
     root: SharedPulse,
     http: SharedPulse,
+    /// None: this run is nobody that could be registered.
+    jobs: Option<JobsHouse>,
+    /// None likewise.
+    runner: Option<RunnerHouse>,
     stopping: Stopping,
     metrics: SharedMetrics,
     letters: Arc<DeadLetter>,
@@ -229,7 +236,13 @@ answers!(AskActors, Vec<ActorView>, |house, _ask| house.actors());
 answers!(AskPipelines, Vec<PipelineView>, |house, _ask| house.views().await);
 answers!(AskFiles, Vec<(String, Vec<FileStatus>)>, |house, _ask| house.files());
 answers!(AskHealth, Health, |house, _ask| house.health().await);
-answers!(AskWhy, String, |house, ask| house.why(&ask.0));
+answers!(AskWhy, String, |house, ask| {
+    let job = match &house.runner {
+        Some(runner) if model::job::is_task_id(&ask.0) => runner.why(&ask.0).await,
+        _ => None,
+    };
+    job.unwrap_or_else(|| house.why(&ask.0))
+});
 answers!(AskMetrics, (), |house, _ask| {
     house.views().await;
     house.actors();

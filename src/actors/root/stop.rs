@@ -21,7 +21,7 @@ pub(super) enum Why {
     },
 }
 /// A message that was lost in a fall is sent again; an answer that is owed survives it.
-async fn until_answered<A, M>(addr: &Addr<A>, message: impl Fn() -> M) -> M::Result
+pub(super) async fn until_answered<A, M>(addr: &Addr<A>, message: impl Fn() -> M) -> M::Result
 where
     M: Message + Send + 'static,
     M::Result: Send,
@@ -39,6 +39,11 @@ where
 impl House {
     /// Until somebody asks for a stop, all inputs have ended, or the far side has left.
     pub(super) async fn until_over(&self, signals: &mut mpsc::Receiver<Signal>) -> Why {
+        if self.pipelines.is_empty() {
+            // It is here for its jobs, or to be seen.
+            while signals.recv().await == Some(Signal::Reopen) {}
+            return Why::Asked;
+        }
         let all_ended = join_all(
             self.pipelines
                 .iter()
@@ -86,7 +91,14 @@ impl House {
             .iter()
             .filter(|p| Some(&p.name) != gone)
             .map(|p| p.drain(deadline));
-        let late = join_all(drained).await.into_iter().flatten().collect::<Vec<_>>();
+        let runs = async {
+            match &self.runner {
+                Some(runner) => runner.drain(deadline).await,
+                None => None,
+            }
+        };
+        let (late, runs) = tokio::join!(join_all(drained), runs);
+        let mut late = late.into_iter().flatten().chain(runs).collect::<Vec<_>>();
         let mut total = Totals::default();
         for view in self.views().await {
             for output in view.outputs.iter().filter(|output| output.queued > 0) {
@@ -116,6 +128,9 @@ impl House {
             Why::Ended => (0, "all input has ended".to_owned()),
             Why::Closed { said, .. } => (1, said.clone()),
         };
+        if let Some(jobs) = &self.jobs {
+            late.extend(jobs.stop(&text, deadline).await);
+        }
         if !late.is_empty() {
             text = format!(
                 "{text}; past the deadline of {}s: {}",

@@ -3,7 +3,11 @@ use std::sync::Arc;
 
 use actix::prelude::*;
 
-use super::{House, Pipeline, Stage, Start, WiredSink};
+use super::{
+    House, Pipeline, Stage, Start, WiredSink,
+    jobs::{self, JobsHouse},
+    runner::RunnerHouse,
+};
 use crate::{
     actors::{
         collect::{
@@ -27,7 +31,7 @@ use crate::{
 };
 
 /// Starts an actor on that arbiter.
-async fn raise<A>(
+pub(super) async fn raise<A>(
     arbiter: &Arbiter,
     stopping: &Stopping,
     pulse: &SharedPulse,
@@ -50,7 +54,7 @@ where
     told.await.map_err(|_| "a data thread could not be started".to_owned())
 }
 
-fn data_arbiter() -> Arbiter {
+pub(super) fn data_arbiter() -> Arbiter {
     Arbiter::with_tokio_rt(|| {
         tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -84,6 +88,8 @@ impl House {
             pipelines: vec![],
             root: Pulse::new("root", metrics.restarts.clone()),
             http: Pulse::new("http", metrics.restarts.clone()),
+            jobs: None,
+            runner: None,
             stopping: Stopping::default(),
             metrics: metrics.clone(),
             letters,
@@ -122,6 +128,11 @@ impl House {
             house.pipelines.push(wired);
         }
         house._arbiters = arbiters;
+        if let Some(stores) = jobs::open(start).await? {
+            let runner = RunnerHouse::raise(start, stores.database.clone(), &house.stopping).await?;
+            house.jobs = Some(JobsHouse::raise(start, stores, &house.stopping, Some(runner.runner())).await?);
+            house.runner = Some(runner);
+        }
         Ok(house)
     }
 }

@@ -134,7 +134,11 @@ fn read(key: &JobKey, mut fields: Fields, limits: &Limits) -> Result<JobSpec, In
         );
     }
     if exclusive && once {
-        return refuse("exclusive", "true", "false in a job of type \"once\": it runs once on every host of the group");
+        return refuse(
+            "exclusive",
+            "true",
+            "false in a job of type \"once\": it runs once on every host of the group",
+        );
     }
     let tz = fields.text("tz")?;
     let zone = match &tz {

@@ -6,7 +6,10 @@ use super::{CronRunner, run::Phase};
 use crate::{
     actors::cron::agenda::Job,
     history::History,
-    messages::jobs::{AskJob, AskJobs, AskOutput, AskRuns, AskWhyJob, CheckJob, JobDetail, JobView, OutputView},
+    messages::jobs::{
+        AskJob, AskJobs, AskOutput, AskRuns, AskWhyJob, CheckJob, JobDetail, JobView, ObserveRunner, OutputView,
+        RunnerView,
+    },
     model::{
         Invalid, JobKey, JobSpec, RunId, RunRecord, RunState,
         job::{Kept, When},
@@ -65,14 +68,22 @@ impl Handler<AskRuns> for CronRunner {
     type Result = ResponseFuture<Vec<RunRecord>>;
     fn handle(&mut self, ask: AskRuns, _: &mut Self::Context) -> Self::Result {
         let fits = |record: &&RunRecord| ask.task_id.as_deref().is_none_or(|id| *record.job.task_id == *id);
-        let written = self.writing.iter().flat_map(|writing| &writing.change.runs).chain(&self.unwritten);
+        let written = self
+            .writing
+            .iter()
+            .flat_map(|writing| &writing.change.runs)
+            .chain(&self.unwritten);
         let written = written.map(|(record, _)| record);
         let present = self.runs.values().map(|run| &run.record);
         let mut newer = present.chain(written).filter(fits).cloned().collect::<Vec<_>>();
         let (history, most) = (self.history.clone(), ask.most);
         // A job that is gone has its runs still.
         let keys = ask.task_id.map(|id| {
-            let known = self.agenda.all().filter(|(_, job)| *job.key.task_id == *id).map(|(_, job)| job.key.kept_as());
+            let known = self
+                .agenda
+                .all()
+                .filter(|(_, job)| *job.key.task_id == *id)
+                .map(|(_, job)| job.key.kept_as());
             let mut keys = known.chain([format!("own/{id}")]).collect::<Vec<_>>();
             keys.sort_unstable();
             keys.dedup();
@@ -81,7 +92,10 @@ impl Handler<AskRuns> for CronRunner {
         Box::pin(async move {
             let older = actix_rt::task::spawn_blocking(move || match keys {
                 None => history.runs(None, most).unwrap_or_default(),
-                Some(keys) => keys.iter().flat_map(|key| history.runs(Some(key), most).unwrap_or_default()).collect(),
+                Some(keys) => keys
+                    .iter()
+                    .flat_map(|key| history.runs(Some(key), most).unwrap_or_default())
+                    .collect(),
             });
             newer.extend(older.await.unwrap_or_default());
             // The first of each id is the newest word on it.
@@ -95,7 +109,11 @@ impl Handler<AskRuns> for CronRunner {
 impl Handler<AskOutput> for CronRunner {
     type Result = ResponseFuture<Option<OutputView>>;
     fn handle(&mut self, AskOutput { run_id, from }: AskOutput, _: &mut Self::Context) -> Self::Result {
-        if let Some(run) = self.runs.get(&run_id).filter(|run| !matches!(run.phase, Phase::Left(_))) {
+        if let Some(run) = self
+            .runs
+            .get(&run_id)
+            .filter(|run| !matches!(run.phase, Phase::Left(_)))
+        {
             let kept = match &run.phase {
                 Phase::Running { output, .. } => output.lock().kept(),
                 _ => Kept::default(),
@@ -103,7 +121,11 @@ impl Handler<AskOutput> for CronRunner {
             let view = part(&kept, from, false);
             return Box::pin(async { Some(view) });
         }
-        let written = self.writing.iter().flat_map(|writing| &writing.change.runs).chain(&self.unwritten);
+        let written = self
+            .writing
+            .iter()
+            .flat_map(|writing| &writing.change.runs)
+            .chain(&self.unwritten);
         let mut written = written.filter(|(record, _)| record.run_id == run_id && record.state.is_over());
         if let Some((_, kept)) = written.next() {
             let view = part(&kept.clone().unwrap_or_default(), from, true);
@@ -131,6 +153,19 @@ impl Handler<AskWhyJob> for CronRunner {
     type Result = MessageResult<AskWhyJob>;
     fn handle(&mut self, AskWhyJob(task_id): AskWhyJob, _: &mut Self::Context) -> Self::Result {
         MessageResult(self.agenda.named(None, &task_id).map(|(_, job)| self.why(job)))
+    }
+}
+
+impl Handler<ObserveRunner> for CronRunner {
+    type Result = MessageResult<ObserveRunner>;
+    fn handle(&mut self, _: ObserveRunner, _: &mut Self::Context) -> Self::Result {
+        MessageResult(RunnerView {
+            jobs: self.agenda.len(),
+            runs: self.runs.len(),
+            refused: self.refused.clone(),
+            history_error: self.history_error.clone(),
+            lost_records: self.lost_records,
+        })
     }
 }
 
@@ -183,7 +218,10 @@ impl CronRunner {
         match (job.next, present) {
             (_, 1..) => format!("job {name} runs now, or waits to ({present} present){last}"),
             (Some(next), _) => format!("job {name} is due at {next}{last}"),
-            (None, _) if job.schedule().is_some() => format!("job {name} is never due: `{}` has no further instant within five years", job.spec().map_or("", |spec| &spec.express)),
+            (None, _) if job.schedule().is_some() => format!(
+                "job {name} is never due: `{}` has no further instant within five years",
+                job.spec().map_or("", |spec| &spec.express)
+            ),
             (None, _) if job.memory.once.is_some() => format!("job {name} runs once, and has{last}"),
             (None, _) => format!("job {name} runs once, and waits for the store to say that it may"),
         }
@@ -196,7 +234,11 @@ fn last_in(history: &History, key: &JobKey) -> Option<RunRecord> {
 fn in_history(history: &History, run_id: RunId, from: u64) -> Option<OutputView> {
     let record = history.run(run_id).ok()??;
     let kept = history.output(run_id).ok()?.unwrap_or_default();
-    Some(part(&kept, from, !matches!(record.state, RunState::Running | RunState::Queued)))
+    Some(part(
+        &kept,
+        from,
+        !matches!(record.state, RunState::Running | RunState::Queued),
+    ))
 }
 /// The gap takes an answer of its own, so that whoever follows is told of it.
 fn part(kept: &Kept, from: u64, over: bool) -> OutputView {

@@ -90,7 +90,12 @@ impl CronRunner {
     /// Runs of that job that a new one has to heed, and whether one of them waits already.
     pub(super) fn stand_in_the_way(&self, key: &JobKey, spec: &JobSpec) -> (bool, bool) {
         let steady = self.clock.steady();
-        let runs = self.present.get(key).into_iter().flatten().filter_map(|id| self.runs.get(id));
+        let runs = self
+            .present
+            .get(key)
+            .into_iter()
+            .flatten()
+            .filter_map(|id| self.runs.get(id));
         let (mut there, mut queued) = (false, false);
         for run in runs {
             match run.phase {
@@ -182,7 +187,13 @@ impl CronRunner {
         };
         let answer = watcher.claim.send(ask);
         ctx.spawn(answer.into_actor(self).map(move |answer, runner, ctx| {
-            if !matches!(runner.runs.get(&id), Some(Run { phase: Phase::Claiming, .. })) {
+            if !matches!(
+                runner.runs.get(&id),
+                Some(Run {
+                    phase: Phase::Claiming,
+                    ..
+                })
+            ) {
                 return; // taken back meanwhile; a claim stands for this instant only
             }
             match answer {
@@ -200,7 +211,11 @@ impl CronRunner {
     }
     /// After a fall: the answers went to the life before.
     pub(super) fn claim_again(&mut self, ctx: &mut Context<Self>) {
-        let asked = self.runs.iter().filter(|(_, run)| matches!(run.phase, Phase::Claiming)).map(|(id, _)| *id);
+        let asked = self
+            .runs
+            .iter()
+            .filter(|(_, run)| matches!(run.phase, Phase::Claiming))
+            .map(|(id, _)| *id);
         for id in asked.collect::<Vec<_>>() {
             self.claim(id, ctx);
         }
@@ -232,13 +247,23 @@ impl CronRunner {
             let answer = watcher.once.send(ask);
             ctx.spawn(answer.into_actor(self).map(move |answer, runner, ctx| {
                 runner.marking.remove(&at);
-                runner.marked(at, &key, &once_id, answer.unwrap_or(OnceMarked::NoStore("no answer".into())), ctx);
+                runner.marked(
+                    at,
+                    &key,
+                    &once_id,
+                    answer.unwrap_or(OnceMarked::NoStore("no answer".into())),
+                    ctx,
+                );
                 runner.pump(ctx);
             }));
         }
     }
     fn marked(&mut self, at: usize, key: &JobKey, once_id: &str, answer: OnceMarked, ctx: &mut Context<Self>) {
-        let Some(job) = self.agenda.get(at).filter(|job| job.key == *key && job.once_id() == once_id) else {
+        let Some(job) = self
+            .agenda
+            .get(at)
+            .filter(|job| job.key == *key && job.once_id() == once_id)
+        else {
             return; // another by now
         };
         let catch_up = job.spec().is_some_and(|spec| spec.catch_up);
@@ -378,7 +403,9 @@ impl CronRunner {
         self.last.insert(record.job.clone(), record.clone());
         let tail = kept.as_ref().map_or(vec![], |kept| kept.last(LONGEST_TOLD).to_vec());
         self.unwritten.push((record.clone(), kept));
-        let retried = spec.as_ref().is_some_and(|spec| self.retry(&record, at, spec, claim, now));
+        let retried = spec
+            .as_ref()
+            .is_some_and(|spec| self.retry(&record, at, spec, claim, now));
         if let Some(claim) = claim.filter(|_| !retried)
             && let Some(watcher) = &self.watcher
         {
@@ -411,7 +438,11 @@ impl CronRunner {
         if !record.state.is_bad() || record.attempt > spec.retries || self.draining {
             return false;
         }
-        let Some(job) = self.agenda.get(at).filter(|job| job.key == record.job && job.is_active()) else {
+        let Some(job) = self
+            .agenda
+            .get(at)
+            .filter(|job| job.key == record.job && job.is_active())
+        else {
             return false;
         };
         let Some(spec) = job.spec().cloned() else { return false };
@@ -491,7 +522,9 @@ impl CronRunner {
         }
         self.ready.retain(|ready| *ready != id);
         let key = run.record.job;
-        let Some(present) = self.present.get_mut(&key) else { return };
+        let Some(present) = self.present.get_mut(&key) else {
+            return;
+        };
         present.retain(|known| *known != id);
         if present.is_empty() {
             self.present.remove(&key);

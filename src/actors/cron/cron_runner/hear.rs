@@ -13,7 +13,7 @@ use crate::{
         jobs::{Action, CommandAnswer, JobAnswer, JobCommand, JobStateChanged, JobsChanged, MayFire, MeetWatcher},
     },
     model::{
-        JobKey, RunId, RunState,
+        JobKey, RunId, RunRecord, RunState,
         job::{Cause, OnAgentStop, Overlap},
     },
 };
@@ -102,7 +102,13 @@ impl Handler<Drain> for CronRunner {
             let to_kill = (longest + Duration::from_millis(1500)).min(self.drain / 2);
             ctx.run_later(self.drain - to_kill, |runner, ctx| {
                 for id in runner.runs.keys().copied().collect::<Vec<_>>() {
-                    if !matches!(runner.runs.get(&id), Some(Run { phase: Phase::Left(_), .. })) {
+                    if !matches!(
+                        runner.runs.get(&id),
+                        Some(Run {
+                            phase: Phase::Left(_),
+                            ..
+                        })
+                    ) {
                         runner.kill(id, "the agent's stop");
                     }
                 }
@@ -134,7 +140,10 @@ impl CronRunner {
     /// What has not begun of that job does not begin any more. Present runs go on.
     fn take_back(&mut self, key: &JobKey, why: &str) {
         for id in self.present.get(key).cloned().unwrap_or_default() {
-            let unbegun = self.runs.get(&id).is_some_and(|run| run.is_yet_to_come() && !matches!(run.record.cause, Cause::Asked(_)));
+            let unbegun = self
+                .runs
+                .get(&id)
+                .is_some_and(|run| run.is_yet_to_come() && !matches!(run.record.cause, Cause::Asked(_)));
             if unbegun {
                 self.end_unbegun(id, RunState::Skipped(why.to_owned()));
             }
@@ -143,7 +152,9 @@ impl CronRunner {
 
     fn find(&self, command: &JobCommand) -> Result<(usize, JobKey), String> {
         let found = self.agenda.named(command.group.as_deref(), &command.task_id);
-        found.map(|(at, job)| (at, job.key.clone())).ok_or_else(|| format!("there is no job `{}`", command.task_id))
+        found
+            .map(|(at, job)| (at, job.key.clone()))
+            .ok_or_else(|| format!("there is no job `{}`", command.task_id))
     }
     fn run_now(&mut self, command: &JobCommand, ctx: &mut Context<Self>) -> Result<CommandAnswer, String> {
         let (at, key) = self.find(command)?;
@@ -157,7 +168,10 @@ impl CronRunner {
             return Err(format!("no job is started now: {why}"));
         }
         let job = self.agenda.get(at).ok_or("the job is gone")?;
-        let spec = job.body.clone().map_err(|invalid| format!("the job is invalid: {invalid}"))?;
+        let spec = job
+            .body
+            .clone()
+            .map_err(|invalid| format!("the job is invalid: {invalid}"))?;
         if job.shadowed {
             return Err("the job is shadowed by this host's own of the same task id".into());
         }
@@ -188,7 +202,12 @@ impl CronRunner {
         }
         Ok(CommandAnswer {
             done: true,
-            said: if behind { "queued behind the present run" } else { "started" }.into(),
+            said: if behind {
+                "queued behind the present run"
+            } else {
+                "started"
+            }
+            .into(),
             run_ids: vec![id],
         })
     }

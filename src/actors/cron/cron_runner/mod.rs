@@ -229,7 +229,13 @@ impl CronRunner {
             self.mark_once(steady, ctx);
         }
         while let Some(id) = self.let_on.pop() {
-            if matches!(self.runs.get(&id), Some(Run { phase: Phase::Behind, .. })) {
+            if matches!(
+                self.runs.get(&id),
+                Some(Run {
+                    phase: Phase::Behind,
+                    ..
+                })
+            ) {
                 self.go(id, ctx);
             }
         }
@@ -251,7 +257,12 @@ impl CronRunner {
         let due = due.map(|due| Duration::try_from(due.duration_since(wall)).unwrap_or_default());
         let waits = [self.waiting.first().map(|(until, _)| *until), self.mark_again];
         let waits = waits.into_iter().flatten().map(|until| until.saturating_sub(steady));
-        let time = due.into_iter().chain(waits).min().unwrap_or(LONGEST_SLEEP).min(LONGEST_SLEEP);
+        let time = due
+            .into_iter()
+            .chain(waits)
+            .min()
+            .unwrap_or(LONGEST_SLEEP)
+            .min(LONGEST_SLEEP);
         // A timer's grain is a millisecond: what is rounded down is looked for once too often.
         let time = time.max(Duration::from_millis(1));
         if let Some(alarm) = self.alarm.take() {
@@ -282,7 +293,10 @@ impl CronRunner {
             reaper.lock().unwrap_or_else(PoisonError::into_inner).look();
             let ids = left.iter().map(RunId::to_string).collect::<Vec<_>>();
             let there = tree::survivors(&ids);
-            let gone = left.iter().zip(&ids).filter(|(_, id)| !there.iter().any(|(there, _)| there == *id));
+            let gone = left
+                .iter()
+                .zip(&ids)
+                .filter(|(_, id)| !there.iter().any(|(there, _)| there == *id));
             inbox.push(Event::LeftGone(gone.map(|(id, _)| *id).collect()));
         });
     }
@@ -294,7 +308,11 @@ impl CronRunner {
         }
         let starting = std::mem::take(&mut self.starting);
         let mut runs = std::mem::take(&mut self.unwritten);
-        runs.extend(starting.iter().filter_map(|id| Some((self.runs.get(id)?.record.clone(), None))));
+        runs.extend(
+            starting
+                .iter()
+                .filter_map(|id| Some((self.runs.get(id)?.record.clone(), None))),
+        );
         let change = Arc::new(Change {
             runs,
             jobs: self.agenda.take_changed(),

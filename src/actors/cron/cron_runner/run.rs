@@ -43,7 +43,10 @@ pub enum Phase {
 impl Run {
     /// It has not begun, and may be taken back without a trace on the host.
     pub fn is_yet_to_come(&self) -> bool {
-        matches!(self.phase, Phase::Claiming | Phase::Waiting(_) | Phase::Behind | Phase::Ready)
+        matches!(
+            self.phase,
+            Phase::Claiming | Phase::Waiting(_) | Phase::Behind | Phase::Ready
+        )
     }
 }
 
@@ -82,7 +85,13 @@ pub fn end_of(outcome: &Outcome) -> (RunState, String) {
         [] => (state, error),
         pids => {
             let pids = pids.iter().map(i32::to_string).collect::<Vec<_>>().join(", ");
-            (state, format!("{error}{}SIGKILL did not end {pids}", if error.is_empty() { "" } else { "; " }))
+            (
+                state,
+                format!(
+                    "{error}{}SIGKILL did not end {pids}",
+                    if error.is_empty() { "" } else { "; " }
+                ),
+            )
         }
     }
 }
