@@ -1,4 +1,4 @@
-//! The agent of a host: collects events, and is seen. The library behind the binary `agent`.
+//! The agent of a host: collects events, runs jobs, and is seen. The library behind the binary `agent`.
 //!
 //! ```text
 //! main → cli → agent ─► actors::root ─► Collector ─Port─► FilterStage ─Port─► Sink, Sink, …      (one such row a pipeline)
@@ -6,11 +6,14 @@
 //!                            │            plugins::inputs   plugins::filters   plugins::outputs
 //!                            └► HttpApi ─► web (pages)
 //!
-//! store::etcd or store::embedded ◄─► actors::cron: LeaseKeeper ─► JobWatcher ─► the runner of jobs     (on the control arbiter)
+//! store::etcd or store::embedded ◄─► actors::cron: LeaseKeeper ─► JobWatcher     (on the control arbiter)
+//!                                                                      │ JobsChanged, orders
+//!                              schedule, history ◄─ actors::cron::CronRunner ─► executors (processes)      (a thread of its own)
 //! ```
 //!
 //! * Everything that lives is a supervised actor (`actors`); actors talk only through the typed messages in `messages`.
-//! * Everything that thinks is a plain function or trait without actix: `plugins`, `checkpoint`, `store`, `retry`, `settings`, `model`.
+//! * Everything that thinks is a plain function or trait without actix: `plugins`, `checkpoint`, `store`, `schedule`,
+//!   `executors`, `history`, `retry`, `settings`, `model`.
 //! * A receipt travels with every batch, and the Collector keeps the batch until all have settled it: any stage may fall at any moment.
 //! * Every way in is bounded (a `Port`), every wait for the outside has a limit, every restart a backoff.
 //! * Time comes from `clock`, the system from `os`. Only `agent` ends the process, only `settings` reads files and environment for them.

@@ -95,13 +95,15 @@ async fn connect(socket: &Path) -> Result<Sender, String> {
 
 async fn exchange(mut sender: Sender, method: Method, path: &str, body: Bytes) -> Result<(StatusCode, Bytes), String> {
     let said = |e: &dyn std::error::Error| format!("{path}: {e}");
-    let request = Request::builder()
+    let mut request = Request::builder()
         .method(method)
         .uri(path)
         .header("host", "localhost")
-        .header("x-agent", "cli") // writes ask for it: no web page can send it
-        .body(Full::new(body))
-        .map_err(|e| said(&e))?;
+        .header("x-agent", "cli"); // writes ask for it: no web page can send it
+    if let Ok(run) = std::env::var("AGENT_RUN_ID") {
+        request = request.header("x-agent-run", run); // asked from a job: it must not be waited for
+    }
+    let request = request.body(Full::new(body)).map_err(|e| said(&e))?;
     let response = sender.send_request(request).await.map_err(|e| said(&e))?;
     let status = response.status();
     let body = Limited::new(response.into_body(), LARGEST);

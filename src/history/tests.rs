@@ -173,8 +173,8 @@ fn runs_without_an_end_are_lost_once() {
         &history,
         vec![
             (record("a", now, RunState::Running), None),
-            (record("b", now, RunState::Queued), None),
-            (record("c", now, RunState::Succeeded), None),
+            (record("b", now + 1, RunState::Queued), None),
+            (record("c", now + 2, RunState::Succeeded), None),
         ],
         now,
     );

@@ -241,6 +241,11 @@ pub struct OutputView {
     pub ended: bool,
 }
 
+/// Root → CronRunner: look away from that run, it has asked its own agent to stop.
+#[derive(Message, Clone, Copy, Debug, PartialEq, Eq)]
+#[rtype(result = "()")]
+pub struct LetGo(pub RunId);
+
 /// How the runner is: for health.
 #[derive(Message)]
 #[rtype(result = "RunnerView")]

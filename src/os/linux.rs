@@ -2,6 +2,7 @@
 mod background;
 mod cgroup;
 mod files;
+mod leave;
 mod proc_table;
 mod process;
 mod sockets;
@@ -12,10 +13,11 @@ use std::time::Duration;
 use nix::time::{ClockId, clock_gettime};
 
 pub use background::{Child, Forked, Outcome, Ready, into_background};
-pub use cgroup::{Cgroup, leave_run_cgroup, remove_left_cgroups};
+pub use cgroup::{Cgroup, remove_left_cgroups};
 pub use files::{
     DirError, Holder, Lock, LockError, PRIVATE_DIR, PRIVATE_FILE, holder, private_dir, private_temp_dir, write_private,
 };
+pub use leave::leave_run;
 pub use proc_table::{
     Exit, Proc, Reaper, become_subreaper, exit_fd, forget_child, peek_exit, process, processes, reap, start_variable,
     started_with,

@@ -1,6 +1,8 @@
 //! `/api/v1/jobs`: `{jobs: […]}`; `/jobs/{task_id}`: one with its value and its next instants. PUT takes a job's value as the body and
 //! writes it (`?check=true`: only says what would become of it), DELETE removes it, POST `…/run`, `/kill`, `/pause`, `/resume` order.
 //! `?group=NAME` means the group's job.
+use std::time::Duration;
+
 use actix_web::{
     HttpResponse,
     http::StatusCode,
@@ -11,9 +13,15 @@ use serde_json::Value;
 
 use super::{Problem, State, log_level::read_body, runs};
 use crate::{
-    messages::jobs::{Action, AskJob, AskJobs, CheckJob, JobCommand, JobDetail, JobView, WriteJob, WriteRefused},
+    messages::jobs::{
+        Action, AskJob, AskJobs, CheckJob, JobCommand, JobDetail, JobView, WriteJob, WriteRefused, Written,
+    },
     model::{RunId, job::Scope},
 };
+
+/// How often, and after which wait, it is looked whether a written job is known.
+const KNOWN_LOOKS: u32 = 50;
+const KNOWN_WAIT: Duration = Duration::from_millis(20);
 
 #[derive(Serialize)]
 struct List {
@@ -106,6 +114,9 @@ struct Done {
     key: Option<String>,
     mod_revision: Option<i64>,
     existed: bool,
+    /// How it stands; null: its runner has not heard of it yet.
+    state: Option<&'static str>,
+    error: Option<String>,
     /// Of what was put.
     next: Vec<String>,
 }
@@ -152,6 +163,8 @@ pub async fn put(
         key: None,
         mod_revision: None,
         existed: false,
+        state: None,
+        error: None,
         next: next.iter().map(ToString::to_string).collect(),
     };
     if !put.check {
@@ -164,6 +177,7 @@ pub async fn put(
         done.key = Some(written.key.path());
         done.mod_revision = Some(written.mod_revision);
         done.existed = written.existed;
+        (done.state, done.error) = known(&state, &written).await?.unzip();
     }
     Ok(HttpResponse::Ok().json(done))
 }
@@ -187,6 +201,8 @@ pub async fn remove(
         key: Some(written.key.path()),
         mod_revision: Some(written.mod_revision),
         existed: true,
+        state: None,
+        error: None,
         next: vec![],
     }))
 }
@@ -230,6 +246,25 @@ pub async fn order(
     }
 }
 
+/// Until the runner has what was written: whoever put a job can order it at once. For a while only: the store's watch is not ours.
+async fn known(state: &State, written: &Written) -> Result<Option<(&'static str, String)>, Problem> {
+    for _ in 0..KNOWN_LOOKS {
+        let group = match &written.key.scope {
+            Scope::Host(_) => None,
+            Scope::Group(group) => Some(group.to_string()),
+        };
+        let ask = AskJob {
+            group,
+            task_id: written.key.task_id.to_string(),
+        };
+        let found = state.ask.put(&state.ask.job, ask).await?;
+        if let Some(job) = found.filter(|job| job.view.mod_revision == written.mod_revision) {
+            return Ok(Some((job.view.state.word(), job.view.error)));
+        }
+        tokio::time::sleep(KNOWN_WAIT).await;
+    }
+    Ok(None)
+}
 fn unknown(task_id: &str) -> Problem {
     Problem::new(StatusCode::NOT_FOUND, format!("there is no job `{task_id}`"))
 }

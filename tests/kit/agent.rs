@@ -151,6 +151,7 @@ fn is_client(args: &[&str]) -> bool {
         "plugins",
         "files",
         "why",
+        "jobs",
         "doctor",
         "log-level",
     ];

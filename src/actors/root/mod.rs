@@ -288,7 +288,10 @@ impl Handler<SetLogLevel> for Root {
 }
 impl Handler<AskStop> for Root {
     type Result = ();
-    fn handle(&mut self, _: AskStop, _: &mut Self::Context) {
+    fn handle(&mut self, ask: AskStop, _: &mut Self::Context) {
+        if let (Some(run), Some(runner)) = (ask.by_run, &self.house.runner) {
+            runner.let_go(run);
+        }
         let _ = self.orders.try_send(Signal::Stop); // full: one is on its way
     }
 }

@@ -19,10 +19,10 @@ use crate::{
         control::Drain,
         jobs::{
             AskJob, AskJobs, AskOutput, AskRuns, AskWhyJob, CheckJob, CommandAnswer, JobCommand, JobDetail, JobView,
-            ObserveRunner, OutputView, WriteJob, WriteRefused, Written,
+            LetGo, ObserveRunner, OutputView, WriteJob, WriteRefused, Written,
         },
     },
-    model::{Invalid, RunRecord, job::Limits},
+    model::{Invalid, RunId, RunRecord, job::Limits},
     os,
     webhook::{self, Sender},
 };
@@ -107,6 +107,10 @@ impl RunnerHouse {
             may_fire: self.addr.clone().recipient(),
             meet: self.addr.clone().recipient(),
         }
+    }
+    /// Heard before the drain: messages keep their order.
+    pub fn let_go(&self, run: RunId) {
+        let _ = self.addr.try_send(LetGo(run)); // full or gone: then it is waited for, and killed at the deadline
     }
     /// Its name, if it is late.
     pub async fn drain(&self, deadline: tokio::time::Instant) -> Option<String> {

@@ -319,6 +319,13 @@ fn put(id: Option<&str>, value: Option<&str>, file: Option<&PathBuf>, check: boo
         (false, Some(true)) => format!("job {task_id} changed"),
         (false, _) => format!("job {task_id} put"),
     };
+    let done = match answer["state"].as_str() {
+        None | Some("ok") => done,
+        Some(state) => format!(
+            "{done}, and is {state} {}",
+            answer["error"].as_str().unwrap_or_default()
+        ),
+    };
     let next = show::list(&answer, "next")
         .iter()
         .map(|at| format!("\nnext {}", at.as_str().unwrap_or_default()));

@@ -102,7 +102,7 @@ fn outside_of_a_run(own: PathBuf) -> PathBuf {
 }
 
 /// An agent that a job starts is no part of that job's run: leaves the run's cgroup, if it is in one.
-pub fn leave_run_cgroup() {
+pub(super) fn leave_run_cgroup() {
     let Some(own) = own() else { return };
     let outside = outside_of_a_run(own.clone());
     if outside != own {

@@ -530,14 +530,26 @@ impl CronRunner {
             self.present.remove(&key);
             return;
         }
-        let left = present.clone();
-        let in_the_way = left.iter().any(|id| {
-            let phase = self.runs.get(id).map(|run| &run.phase);
-            !matches!(phase, None | Some(Phase::Behind))
+        self.let_on.extend(self.free_to_go(&key));
+    }
+    /// The run of that job that stands behind others, if they do not stand in its way any more.
+    pub(super) fn free_to_go(&self, key: &JobKey) -> Option<RunId> {
+        let runs = || {
+            self.present
+                .get(key)
+                .into_iter()
+                .flatten()
+                .filter_map(|id| self.runs.get(id))
+        };
+        let next = runs().find(|run| matches!(run.phase, Phase::Behind))?;
+        let most = next.spec.as_ref()?.overlap_max_wait;
+        let steady = self.clock.steady();
+        let in_the_way = runs().any(|run| match run.phase {
+            Phase::Behind => false,
+            Phase::Left(since) => steady.saturating_sub(since) < most,
+            _ => true,
         });
-        if !in_the_way && let Some(next) = left.first() {
-            self.let_on.push(*next);
-        }
+        (!in_the_way).then_some(next.record.run_id)
     }
     /// Whatever state it is in.
     pub(super) fn kill(&mut self, id: RunId, by: &str) {

@@ -8,9 +8,12 @@ use super::{
     run::{Phase, Run},
 };
 use crate::{
+    executors::Stop,
     messages::{
         control::Drain,
-        jobs::{Action, CommandAnswer, JobAnswer, JobCommand, JobStateChanged, JobsChanged, MayFire, MeetWatcher},
+        jobs::{
+            Action, CommandAnswer, JobAnswer, JobCommand, JobStateChanged, JobsChanged, LetGo, MayFire, MeetWatcher,
+        },
     },
     model::{
         JobKey, RunId, RunRecord, RunState,
@@ -24,6 +27,9 @@ impl Handler<JobsChanged> for CronRunner {
         let applied = self.agenda.apply(change, self.clock.wall());
         for key in &applied.gone {
             self.take_back(key, "the job is gone");
+            if self.agenda.by_key(key).is_none() {
+                self.last.remove(key);
+            }
         }
         // Paused by its new value, or shadowed: what waits does not run.
         for answer in applied.answers.iter().chain(&applied.turned) {
@@ -76,6 +82,19 @@ impl Handler<JobCommand> for CronRunner {
             said: why,
             run_ids: vec![],
         }))
+    }
+}
+impl Handler<LetGo> for CronRunner {
+    type Result = ();
+    fn handle(&mut self, LetGo(id): LetGo, _: &mut Self::Context) {
+        if let Some(Run {
+            phase: Phase::Running { stop, .. },
+            ..
+        }) = self.runs.get(&id)
+        {
+            slog::info!(self.log, "a run asked its own agent to stop, and is left alone"; "run" => %id);
+            stop.send_replace(Some(Stop::Leave));
+        }
     }
 }
 impl Handler<Drain> for CronRunner {

@@ -42,6 +42,8 @@ const SET_BACK: SignedDuration = SignedDuration::from_secs(1);
 pub const TOO_LATE: Duration = Duration::from_secs(300);
 /// What a former life left, and orphans that became ours, are looked for so often, if there may be some.
 const LOOK_FOR_LEFT: Duration = Duration::from_secs(5);
+/// Looks after the last run: an orphan is buried at the second that sees it.
+const LAST_LOOKS: u8 = 3;
 /// Records that wait for a disk that cannot be written; past that the oldest are lost, and counted.
 const MOST_UNWRITTEN: usize = 10_000;
 
@@ -114,6 +116,8 @@ pub struct CronRunner {
     alarm: Option<SpawnHandle>,
     reaper: Arc<Mutex<os::Reaper>>,
     look_for_left: Option<SpawnHandle>,
+    /// So many more looks, once no run is present.
+    looks_left: u8,
     draining: bool,
     drained: Later<()>,
     /// Ids of one tick differ.
@@ -184,6 +188,7 @@ impl CronRunner {
             alarm: None,
             reaper: Arc::default(),
             look_for_left: None,
+            looks_left: 0,
             draining: false,
             drained: Later::default(),
             chance: Box::new(|| {
@@ -279,13 +284,24 @@ impl CronRunner {
             runner.alarm = None;
             runner.pump(ctx);
         })));
-        if self.look_for_left.is_none() && !self.runs.is_empty() {
+        if !self.runs.is_empty() {
+            self.looks_left = LAST_LOOKS;
+        }
+        if self.look_for_left.is_none() && self.looks_left > 0 {
             self.look_for_left = Some(ctx.run_later(LOOK_FOR_LEFT, Self::look_for_left));
         }
     }
     /// Orphans to bury, processes of runs that are over.
     fn look_for_left(&mut self, _: &mut Context<Self>) {
         self.look_for_left = None;
+        self.looks_left = self.looks_left.saturating_sub(1);
+        // Who cannot be killed does not hold up its job for ever.
+        let waiting = self
+            .present
+            .keys()
+            .filter_map(|key| self.free_to_go(key))
+            .collect::<Vec<_>>();
+        self.let_on.extend(waiting);
         let left = self.runs.values().filter(|run| matches!(run.phase, Phase::Left(_)));
         let left = left.map(|run| run.record.run_id).collect::<Vec<_>>();
         let (reaper, inbox) = (self.reaper.clone(), self.inbox.clone());

@@ -344,6 +344,36 @@ async fn an_instant_becomes_a_run_with_its_record() {
     assert!(house.heard().is_empty(), "never told once a run");
     assert_eq!(house.pulse.word(), "running");
 }
+/// BEHAVIOUR 82.
+#[actix_rt::test]
+async fn a_malformed_job_is_shown_and_the_others_go_on() {
+    let house = House::new().await;
+    let huge = format!(r#"{{"cmd": "{}"}}"#, "x".repeat(1 << 20));
+    for (n, value) in [
+        "no json",
+        "[]",
+        r#"{"cmd": 1}"#,
+        r#"{"cmd": "x", "express": "* 25 * * *"}"#,
+        &huge,
+    ]
+    .iter()
+    .enumerate()
+    {
+        let (state, error) = house
+            .put_as(JobKey::host("10.0.0.1", format!("bad{n}")), value, 1)
+            .await;
+        assert!(state == JobState::Invalid && error.contains("accepted: "), "{error}");
+        let shown = house.runner.send(AskWhyJob(format!("bad{n}"))).await.unwrap().unwrap();
+        assert_eq!(shown, format!("job bad{n} is invalid: {error}"));
+    }
+    house.put("17", "").await;
+    house.minute().await;
+    house.until_started(1).await;
+    assert_eq!(house.fake.runs.lock().unwrap()[0].order.task_id, "17");
+    house.put("bad3", "").await;
+    house.minute().await;
+    house.until_started(2).await;
+}
 /// BEHAVIOUR 85.
 #[actix_rt::test]
 async fn overlap_does_what_it_says() {
