@@ -6,7 +6,7 @@ N ?= 2000
 STAND ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build release check test test-etcd demo bench bench-parts fleet soak doc clean
+.PHONY: help setup build release check test test-etcd demo bench bench-parts bench-jobs fleet soak doc clean
 
 help: ## This menu
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,7 +49,11 @@ bench: release ## The agent beside this machine's limits and rsyslog: ARGS='--ru
 		$$(test -e target/servers/packages && echo --rsyslog '$(CURDIR)/target/servers') $(ARGS)
 
 bench-parts: ## Benchmarks of the parts, by criterion: ARGS='checkpoint --save-baseline before'
-	$(CARGO) bench --locked -- $(ARGS)
+	$(CARGO) bench --locked --bench checkpoint --bench framing --bench schedule -- $(ARGS)
+
+bench-jobs: ## 100,000 jobs, 200 firings a second, from a put in etcd to a process
+	@scripts/setup.sh etcd
+	$(CARGO) bench --locked --bench jobs
 
 fleet: ## N agents against one real etcd beside bare clients: N=2000 STAND=60 (seconds each fleet stands)
 	@scripts/setup.sh etcd

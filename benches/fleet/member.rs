@@ -1,7 +1,9 @@
-//! One agent of the fleet: LeaseKeeper and JobWatcher as they are, with a connection of their own, and a runner that says when it has
-//! heard of a job.
+//! One agent of the fleet: LeaseKeeper, JobWatcher and CronRunner as they are, with a connection of their own.
 use std::{
+    collections::HashMap,
+    future::Future,
     net::{IpAddr, Ipv4Addr},
+    pin::Pin,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
@@ -10,6 +12,7 @@ use actix::prelude::*;
 use luffly_agent::{
     actors::{
         cron::{
+            cron_runner::{CronRunner, CronRunnerParts},
             job_watcher::{JobWatcher, JobWatcherParts},
             lease_keeper::{LeaseKeeper, LeaseKeeperParts},
             registration::Parts,
@@ -17,14 +20,18 @@ use luffly_agent::{
         kit::{Pulse, Restarts, Stopping, supervise},
     },
     clock,
+    executors::{End, Executors, Guards, Launcher, Order, Outcome, SharedCapture, Started, Stop},
+    history::{Bounds, History},
     messages::{
-        jobs::{Claim, Claimed, CommandAnswer, JobAnswer, JobCommand, JobsChanged, MayFire, ReleaseClaim},
+        jobs::{Claim, Claimed, JobAnswer, JobsChanged, MeetWatcher, ReleaseClaim},
         lease::{ObserveLease, ObserveWatcher, Standing},
     },
     metrics::{Metrics, SharedMetrics},
-    model::{Host, JobKey, JobState, RunId},
+    model::{Host, JobKey, RunId, job::Limits},
     store::{Op, SharedStore, Store as _, Transaction, etcd::EtcdStore},
 };
+
+use tokio::sync::{oneshot, watch};
 
 use super::etcd::Server;
 
@@ -48,14 +55,16 @@ pub fn address(n: usize) -> IpAddr {
     Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 0, 0, 0)) + n).into()
 }
 
-struct Runner {
+/// Stands before the runner, and notes when a job comes.
+struct Ear {
     arrivals: Arc<Arrivals>,
+    runner: Addr<CronRunner>,
 }
-impl Actor for Runner {
+impl Actor for Ear {
     type Context = Context<Self>;
 }
-impl Handler<JobsChanged> for Runner {
-    type Result = MessageResult<JobsChanged>;
+impl Handler<JobsChanged> for Ear {
+    type Result = ResponseFuture<Vec<JobAnswer>>;
     fn handle(&mut self, changed: JobsChanged, _: &mut Self::Context) -> Self::Result {
         if !changed.full && !changed.put.is_empty() {
             self.arrivals
@@ -64,29 +73,46 @@ impl Handler<JobsChanged> for Runner {
                 .expect("nobody panics with it")
                 .push(Instant::now());
         }
-        let answer = |(n, entry): (usize, luffly_agent::messages::jobs::JobEntry)| JobAnswer {
-            key: entry.key,
-            mod_revision: entry.mod_revision,
-            cronid: n as u64 + 1,
-            state: JobState::Ok,
-            error: String::new(),
-        };
-        MessageResult(changed.put.into_iter().enumerate().map(answer).collect())
+        let answers = self.runner.send(changed);
+        Box::pin(async move { answers.await.unwrap_or_default() })
     }
 }
-impl Handler<JobCommand> for Runner {
-    type Result = MessageResult<JobCommand>;
-    fn handle(&mut self, _: JobCommand, _: &mut Self::Context) -> Self::Result {
-        MessageResult(CommandAnswer {
-            done: true,
-            said: String::new(),
-            run_ids: vec![],
-        })
+/// No job of the fleet comes due, and none is started.
+struct Nothing;
+impl Launcher for Nothing {
+    fn launch(
+        &self,
+        _: Order,
+        _: SharedCapture,
+        _: watch::Receiver<Option<Stop>>,
+        _: oneshot::Sender<Started>,
+    ) -> Pin<Box<dyn Future<Output = Outcome> + Send>> {
+        let end = End::NotStarted("this is a bench".into());
+        let unkillable = vec![];
+        Box::pin(async move { Outcome { end, unkillable } })
     }
 }
-impl Handler<MayFire> for Runner {
-    type Result = ();
-    fn handle(&mut self, _: MayFire, _: &mut Self::Context) {}
+/// Its history is in memory: thousands of them have one disk here, and one each in life.
+fn runner(metrics: &SharedMetrics, log: &slog::Logger) -> CronRunnerParts {
+    let database = redb::Database::builder().create_with_backend(redb::backends::InMemoryBackend::new());
+    let history = History::open(Arc::new(database.expect("memory is there")), Bounds::default());
+    CronRunnerParts {
+        history: history.expect("an empty history"),
+        memories: HashMap::new(),
+        lost: vec![],
+        launcher: Arc::new(Nothing),
+        executors: Executors::new([]),
+        limits: Limits::default(),
+        guards: Guards::default(),
+        notifier: None,
+        enabled: true,
+        max_parallel: 64,
+        start_grace: Duration::from_secs(60),
+        drain: Duration::from_secs(20),
+        pulse: Pulse::new("runner", metrics.restarts.clone()),
+        clock: clock::system(),
+        log: log.clone(),
+    }
 }
 
 pub struct Member {
@@ -125,7 +151,18 @@ fn raise(n: usize, store: SharedStore, arrivals: Arc<Arrivals>) -> Member {
     let log = slog::Logger::root(slog::Discard, slog::o!());
     let (stopping, clock) = (Stopping::default(), clock::system());
     let pulse = |name: &str| Pulse::new(name, metrics.restarts.clone());
-    let runner = Runner { arrivals }.start();
+    let parts = runner(&metrics, &log);
+    let (runner, _) = supervise(
+        Restarts::CONTROL,
+        stopping.clone(),
+        pulse("runner"),
+        log.clone(),
+        |_, _| CronRunner::new(parts),
+    );
+    let ear = Ear {
+        arrivals,
+        runner: runner.clone(),
+    };
     let ip = address(n);
     let watcher = JobWatcherParts {
         store: store.clone(),
@@ -133,7 +170,7 @@ fn raise(n: usize, store: SharedStore, arrivals: Arc<Arrivals>) -> Member {
         instance: format!("i{n}"),
         group: Some("fleet".into()),
         prefix: String::new(),
-        jobs: runner.clone().recipient(),
+        jobs: ear.start().recipient(),
         commands: runner.clone().recipient(),
         clock: clock.clone(),
         log: log.clone(),
@@ -145,6 +182,15 @@ fn raise(n: usize, store: SharedStore, arrivals: Arc<Arrivals>) -> Member {
         log.clone(),
         |_, _| JobWatcher::new(watcher),
     );
+    let meet = runner.send(MeetWatcher {
+        state_changed: watcher.clone().recipient(),
+        claim: watcher.clone().recipient(),
+        release: watcher.clone().recipient(),
+        once: watcher.clone().recipient(),
+    });
+    actix_rt::spawn(async move {
+        let _ = meet.await; // it lives as long as this process
+    });
     let keeper = LeaseKeeperParts {
         registration: Parts {
             store,
@@ -179,7 +225,7 @@ pub async fn fire(fleet: &[Member], n: usize, server: &Server) -> usize {
     let job = JobKey::group("fleet", "exclusive");
     let put = Transaction::of(vec![Op::put(
         job.path(),
-        r#"{"cmd":"true","express":"* * * * *","exclusive":true}"#,
+        r#"{"cmd":"true","express":"0 0 1 1 *","exclusive":true}"#,
         None,
     )]);
     let mod_revision = match store.get(&job.path()).await.expect("etcd answers") {
