@@ -6,10 +6,10 @@ N ?= 2000
 STAND ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build release check test test-etcd demo bench bench-parts bench-jobs fleet soak doc clean
+.PHONY: help setup build release check test test-etcd demo bench bench-files bench-parts bench-jobs rotation-matrix fleet soak plugins-page doc clean
 
 help: ## This menu
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## Make a fresh clone ready: what is missing, cargo-deny, servers for bench; again is quick
 	@scripts/setup.sh
@@ -43,10 +43,14 @@ test-etcd: ## The tests about etcd on another one: ETCD=/path/to/etcd; without, 
 demo: ## The agent on this machine's own logs, for a few seconds
 	@scripts/demo.sh
 
-bench: release ## The agent beside this machine's limits and rsyslog: ARGS='--runs 11 --mib 1024'
+bench: release ## The agent beside this machine's limits, rsyslog and jq: ARGS='--runs 11 --mib 1024'
 	@scripts/setup.sh servers
 	benches/side_by_side/bench.py target/release/agent \
 		$$(test -e target/servers/packages && echo --rsyslog '$(CURDIR)/target/servers') $(ARGS)
+	benches/side_by_side/files.py target/release/agent
+
+bench-files: release ## 10,000 files: idle, delay, rotation, ten busy ones, with file:v2 and file:v1: ARGS='--rounds 100'
+	benches/side_by_side/files.py target/release/agent $(ARGS)
 
 bench-parts: ## Benchmarks of the parts, by criterion: ARGS='checkpoint --save-baseline before'
 	$(CARGO) bench --locked --bench checkpoint --bench framing --bench schedule -- $(ARGS)
@@ -59,8 +63,15 @@ fleet: ## N agents against one real etcd beside bare clients: N=2000 STAND=60 (s
 	@scripts/setup.sh etcd
 	$(CARGO) bench --locked --bench fleet -- --agents $$(for n in 100 500; do [ $$n -lt $(N) ] && printf "$$n,"; done)$(N) --stand $(STAND)
 
+rotation-matrix: ## Every rotation × running, stopped, lagging × file:v1, file:v2: a table of exact counts
+	$(CARGO) test --locked --test rotation_matrix -- --nocapture
+
 soak: ## 1,000 kills -9, then all tests again and again with more cases: KILLS=1000 MINUTES=10 CASES=5000
 	@scripts/soak.sh
+
+plugins-page: ## docs/plugins.md, from what the plugins say of themselves
+	@scripts/setup.sh build
+	$(CARGO) run --quiet --locked -- plugins --markdown > docs/plugins.md
 
 doc: ## The crate's own documentation: target/doc/luffly_agent/index.html
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --lib --document-private-items

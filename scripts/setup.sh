@@ -4,13 +4,13 @@
 #   setup.sh build     what `cargo build` needs: protoc
 #   setup.sh tools     what `make build`, `make test` and `make check` need
 #   setup.sh etcd      what `make test` starts: Debian's etcd, in target/servers/etcd
-#   setup.sh servers   what only `make bench` uses beside it: rsyslog as a peer, socat
+#   setup.sh servers   what only `make bench` uses beside it: rsyslog as a peer, socat, jq
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 DENY=0.20.2
 ETCD=(etcd-server etcd-client)
-SERVERS=(rsyslog libestr0 libfastjson4 liblognorm5 socat libwrap0)
+SERVERS=(rsyslog libestr0 libfastjson4 liblognorm5 socat libwrap0 jq libjq1 libonig5)
 
 say() { printf 'setup: %s\n' "$*"; }
 missing=0
@@ -104,7 +104,7 @@ fetch_servers() {
     local dir=target/servers
     [ "$(cat $dir/packages 2>/dev/null)" != "${SERVERS[*]}" ] || return 0
     if ! command -v apt-get >/dev/null || ! command -v dpkg >/dev/null; then
-        say "no apt-get here, so no rsyslog and socat in $dir: \`make bench\` uses those on the PATH, or leaves them out"
+        say "no apt-get here, so no rsyslog, socat and jq in $dir: \`make bench\` uses those on the PATH, or leaves them out"
         return 0
     fi
     rm -rf $dir/usr $dir/etc $dir/debs && mkdir -p $dir/debs # target/servers/etcd is another's

@@ -26,14 +26,14 @@ pub use data_dir::{LastExit, STATE_VERSION, can_read, last_exit, log_file, runni
 
 use crate::{
     VERSION,
-    actors::root::{self, Ended, Start},
+    actors::root::{self, DrainLimit, Ended, Start},
     clock::{self, SharedClock},
     identity,
     log::{self, Log, Target},
     metrics::{Metrics, SharedMetrics},
     model::Host,
     os::{self, Forked, Outcome, Ready},
-    settings::{self, Http, Settings},
+    settings::{self, Http, Reread, Settings},
 };
 
 /// How long the parent waits for its child in the background: local things only, so a second is long already.
@@ -74,13 +74,13 @@ impl Failure {
 }
 
 /// Lives the agent's life. In the foreground it ends with it; in the background it answers the parent's exit code, once the child is
-/// ready or has failed.
-pub fn run(settings: Settings, mode: Mode) -> u8 {
+/// ready or has failed. `reread`: for a reload.
+pub fn run(settings: Settings, mode: Mode, reread: Reread) -> u8 {
     if mode != Mode::Background {
-        live(settings, mode, None)
+        live(settings, mode, reread, None)
     }
     match os::into_background() {
-        Ok(Forked::Child(ready)) => live(settings, mode, Some(ready)),
+        Ok(Forked::Child(ready)) => live(settings, mode, reread, Some(ready)),
         Ok(Forked::Parent(child)) => {
             let pid = child.pid();
             let outcome = child.outcome(READY_WITHIN);
@@ -134,7 +134,7 @@ fn log_path(settings: &Settings) -> PathBuf {
     settings.log.file.clone().unwrap_or_else(own)
 }
 
-fn live(mut settings: Settings, mode: Mode, ready: Option<Ready>) -> ! {
+fn live(mut settings: Settings, mode: Mode, reread: Reread, ready: Option<Ready>) -> ! {
     #[cfg(feature = "failpoints")]
     let _failpoints = fail::FailScenario::setup(); // from the environment
     os::prepare_signals();
@@ -167,7 +167,7 @@ fn live(mut settings: Settings, mode: Mode, ready: Option<Ready>) -> ! {
         was_ready: AtomicBool::new(false),
         begun: AtomicBool::new(false),
     });
-    let ended = match prepare(settings, mode, data, &leaving, metrics, clock) {
+    let ended = match prepare(settings, mode, reread, data, &leaving, metrics, clock) {
         Err(failure) => Ended {
             code: failure.code,
             why: failure.text,
@@ -218,6 +218,7 @@ fn open_log(
 fn prepare(
     settings: Settings,
     mode: Mode,
+    reread: Reread,
     data: DataDir,
     leaving: &Arc<Leaving>,
     metrics: SharedMetrics,
@@ -248,10 +249,13 @@ fn prepare(
     let http = listen_http(&settings.http, log)?;
     let (to_root, signals) = tokio::sync::mpsc::channel(4);
     let (orders, asked) = tokio::sync::mpsc::channel(4);
-    signals::listen(to_root, asked, log.clone(), settings.agent.drain, leaving.clone())
+    let drain = DrainLimit::new(settings.agent.drain);
+    signals::listen(to_root, asked, log.clone(), drain.clone(), leaving.clone())
         .map_err(|e| Failure::plain(format!("could not listen for signals: {e}")))?;
     Ok(Start {
         settings,
+        reread,
+        drain,
         host: Arc::new(found.host),
         log: log.logger.clone(),
         level: log.level.clone(),

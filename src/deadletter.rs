@@ -229,6 +229,7 @@ mod tests {
             origin: Arc::new(Origin {
                 host,
                 path: path.map(Into::into),
+                tags: Vec::new(),
             }),
             offset: 100,
             read_at: Timestamp::UNIX_EPOCH,

@@ -1,9 +1,12 @@
 //! One registry for all that is counted. The data path holds ready handles and adds to them; nothing in it waits for who reads.
-use std::sync::{Arc, Mutex};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+};
 
 use prometheus::{
     Counter, Encoder, Gauge, GaugeVec, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder,
-    core::{Collector, Desc},
+    core::{Collector, Desc, MetricVec, MetricVecBuilder},
     proto,
 };
 
@@ -17,6 +20,7 @@ pub struct Metrics {
     pub events_in: IntCounterVec,
     pub bytes_in: IntCounterVec,
     pub filtered: IntCounterVec,
+    pub filter_passed: IntCounterVec,
     pub delivered: IntCounterVec,
     pub delivered_bytes: IntCounterVec,
     pub dropped: IntCounterVec,
@@ -62,6 +66,11 @@ impl Metrics {
             filtered: counters(
                 "events_filtered_total",
                 "Events that a filter took away",
+                &["pipeline", "filter", "reason"],
+            ),
+            filter_passed: counters(
+                "filter_passed_total",
+                "Events that a filter could not work on and let pass",
                 &["pipeline", "filter", "reason"],
             ),
             delivered: counters(
@@ -139,12 +148,59 @@ impl Metrics {
             registry,
         })
     }
+    /// What was counted of a pipeline that is gone: under its name another one begins anew.
+    pub fn forget_pipeline(&self, pipeline: &str) {
+        let labels = [("pipeline", pipeline)];
+        let own = [
+            &self.events_in,
+            &self.bytes_in,
+            &self.filtered,
+            &self.filter_passed,
+            &self.input,
+            &self.resent,
+            &self.checkpoint_errors,
+        ];
+        own.into_iter().for_each(|family| forget(family, &labels));
+        self.forget_outputs(&labels);
+    }
+    /// The same, of one output.
+    pub fn forget_output(&self, pipeline: &str, output: &str) {
+        self.forget_outputs(&[("pipeline", pipeline), ("output", output)]);
+    }
+    pub fn forget_actor(&self, actor: &str) {
+        forget(&self.restarts, &[("actor", actor)]);
+        forget(&self.waited, &[("actor", actor)]);
+    }
+    fn forget_outputs(&self, labels: &[(&str, &str)]) {
+        let counters = [
+            &self.delivered,
+            &self.delivered_bytes,
+            &self.dropped,
+            &self.dead,
+            &self.retries,
+        ];
+        counters.into_iter().for_each(|family| forget(family, labels));
+        for family in [&self.waiting, &self.difference, &self.breaker] {
+            forget(family, labels);
+        }
+    }
     /// Prometheus text format 0.0.4.
     pub fn text(&self) -> String {
         let mut out = Vec::new();
         // Writing to a Vec does not fail, and the families are well-formed.
         let _ = TextEncoder::new().encode(&self.registry.gather(), &mut out);
         String::from_utf8(out).unwrap_or_default()
+    }
+}
+
+/// Removes each series that has these labels.
+fn forget<B: MetricVecBuilder>(family: &MetricVec<B>, labels: &[(&str, &str)]) {
+    for metric in family.collect().iter().flat_map(|family| family.get_metric()) {
+        let all = metric.get_label().iter().map(|l| (l.name(), l.value()));
+        let all = all.collect::<HashMap<_, _>>();
+        if labels.iter().all(|(name, value)| all.get(name) == Some(value)) {
+            let _ = family.remove(&all); // it is there: it was just listed, and nobody else removes
+        }
     }
 }
 
@@ -201,6 +257,27 @@ mod tests {
         let text = metrics.text();
         assert!(text.contains("# TYPE process_cpu_seconds_total counter"));
         assert!(text.contains(&format!("luffly_build_info{{version=\"{}\"}} 1", crate::VERSION)));
+    }
+    #[test]
+    fn what_is_gone_is_forgotten_and_nothing_else() {
+        let metrics = super::Metrics::new();
+        for (pipeline, output) in [("a", "logr"), ("a", "logr#2"), ("b", "logr")] {
+            metrics.delivered.with_label_values(&[pipeline, output]).inc();
+            metrics.dropped.with_label_values(&[pipeline, output, "full"]).inc();
+            metrics.waiting.with_label_values(&[pipeline, output]).set(1);
+        }
+        let lines = || {
+            let text = metrics.text();
+            let ours = text
+                .lines()
+                .filter(|line| line.contains("pipeline="))
+                .map(str::to_owned);
+            ours.collect::<Vec<_>>()
+        };
+        metrics.forget_output("a", "logr#2");
+        assert!(lines().len() == 6 && !lines().iter().any(|line| line.contains("logr#2")));
+        metrics.forget_pipeline("a");
+        assert!(lines().len() == 3 && lines().iter().all(|line| line.contains("pipeline=\"b\"")));
     }
     #[test]
     fn every_family_registers_and_prints() {

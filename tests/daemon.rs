@@ -748,7 +748,6 @@ fn wrong_usage_and_what_is_not_built_exit_64() {
     for (words, part) in [
         ("strat", "unknown command `strat`"),
         ("reload", "not built yet"),
-        ("check --online", "not built yet"),
         ("start -input=stdin -output=null", "stdin"),
         ("start -input=file -filepath=/x -output=stdout", "stdout"),
         ("plugins nosuch", "unknown plugin `nosuch`, accepted: "),

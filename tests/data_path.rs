@@ -21,7 +21,10 @@ use luffly_agent::{
         control::Drain,
     },
     model::{Chunk, Events, Origin},
-    plugins::inputs::{Input, InputError, Next, Want},
+    plugins::{
+        Table, filters,
+        inputs::{Input, InputError, Next, Want},
+    },
     settings::WhenFull::*,
 };
 
@@ -36,6 +39,7 @@ fn plan(input: impl Input + 'static, dice: &Dice, outputs: Vec<(Memory, luffly_a
     };
     Plan {
         input: Box::new(input),
+        around: [None, None],
         filter,
         outputs,
         read_size: 64,
@@ -282,6 +286,7 @@ impl Input for Large {
             let origin = Origin {
                 host: host(),
                 path: None,
+                tags: Vec::new(),
             };
             into.push(Chunk {
                 events: Events::new(bytes, vec![self.size as u32]),
@@ -488,4 +493,41 @@ async fn an_output_that_drops_stays_bounded_though_it_is_told_to_block_while_bro
         "{waiting} wait, bounded by 64 and the batch that is being written"
     );
     assert_eq!(a.len() as u64, n);
+}
+
+fn filter(name: &str, options: serde_json::Value) -> Option<Box<dyn filters::Filter>> {
+    let plugin = filters::CATALOG.iter().find(|p| p.name == name).unwrap();
+    let context = filters::FilterContext {
+        pipeline: "t".into(),
+        label: name.into(),
+        log: slog::Logger::root(slog::Discard, slog::o!()),
+        clock: luffly_agent::clock::system(),
+        tally: Arc::new(luffly_agent::plugins::inputs::NoTally),
+    };
+    let table = Table(options.as_object().unwrap().clone());
+    Some((plugin.build)(&table, context).unwrap())
+}
+/// A filter between two that remember falls: by chance, or over each batch of more than three events until it is halved. What they
+/// remember of a pass that came to nothing would make the next one lose events.
+#[actix_rt::test]
+async fn filters_that_remember_count_a_batch_once_though_their_neighbour_falls() {
+    for (dice, most, n) in [(Dice::new(5, 7), None, 3_000), (Dice::never(), Some(3), 300)] {
+        let target = Target::default();
+        let outputs = vec![(Memory::new(&target, &Dice::never(), &Dice::never()), Block)];
+        let mut plan = plan(Numbers::new(n, 10, &Dice::never()), &dice, outputs);
+        plan.filter.most = most;
+        plan.around = [
+            filter("sample", serde_json::json!({ "every": 3 })),
+            filter("dedupe", serde_json::json!({ "key_pattern": "^(\\d*)\\d$" })),
+        ];
+        let house = House::build(plan);
+        house.ended().await;
+        house.conserved().await;
+        assert!(house.falls() > 10, "{} falls", house.falls());
+        assert_eq!(house.meters[0].all_dead(), 0);
+        // The first multiple of three in each ten.
+        let mut seen = std::collections::HashSet::new();
+        let expected = (0..n).step_by(3).filter(|n| seen.insert(n / 10)).collect::<Vec<_>>();
+        assert_eq!(target.numbers(), expected);
+    }
 }

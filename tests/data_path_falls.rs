@@ -30,6 +30,7 @@ async fn falls_at(points: &[&str], share: u32) {
     let calls = filter.calls.clone();
     let house = House::build(Plan {
         input: Box::new(Numbers::new(n, 10, &Dice::never())),
+        around: [None, None],
         filter,
         outputs: vec![
             (sure(&a), Block, Block),
@@ -112,4 +113,65 @@ async fn all_of_them_fall() {
         "sink-settle",
     ];
     falls_at(&points, 4).await;
+}
+
+/// A reload while every actor falls at every point: an output replaced, one that joins and leaves, wired anew each time.
+#[actix_rt::test]
+async fn they_fall_around_a_reload() {
+    let _alone = alone();
+    let points = [
+        "collector-read",
+        "collector-send",
+        "collector-settle",
+        "collector-relink",
+        "filter-hear",
+        "filter-send",
+        "filter-rewire",
+        "sink-hear",
+        "sink-take",
+        "sink-settle",
+        "sink-heir",
+    ];
+    for falling in points.iter().map(|point| vec![*point]).chain([points.to_vec()]) {
+        let share = if falling.len() == 1 { 10 } else { 2 };
+        for point in &falling {
+            fail::cfg(*point, &format!("{share}%panic")).unwrap();
+        }
+        let (n, [a, b, c]) = (4_000, <[Target; 3]>::default());
+        let sure = |target: &Target| Memory::new(target, &Dice::never(), &Dice::never());
+        let mut house = House::build(Plan {
+            input: Box::new(Numbers::new(n, 10, &Dice::never())),
+            around: [None, None],
+            filter: Through::default(),
+            outputs: vec![(sure(&a), Block, Block), (sure(&b), Block, Block)],
+            read_size: 64,
+            write_size: 64,
+            memory: 1 << 20,
+            retry: Duration::from_millis(4),
+            losses: Dice::never(),
+        });
+        let mut rounds = 0;
+        while rounds < 5 || house.meter.events_in.get() < n {
+            house.replace(1, Some(sure([&c, &b][rounds % 2])), Block).await;
+            let late = Target::default();
+            house.join(sure(&late), Block).await;
+            house.remove(2, rounds % 2 == 0).await;
+            assert!(
+                late.numbers().is_sorted_by(|a, b| *b == a + 1),
+                "{falling:?}: a gap at one that joined"
+            );
+            house.metrics.forget_output("t", "o2");
+            rounds += 1;
+        }
+        house.ended().await;
+        for point in &falling {
+            fail::remove(*point);
+        }
+        house.conserved().await;
+        assert!(house.falls() > 0, "{falling:?}: nobody fell");
+        assert!(a.numbers().into_iter().eq(0..n), "{falling:?}: at the one that stayed");
+        let mut both = [b.numbers(), c.numbers()].concat();
+        both.sort_unstable();
+        assert!(both.into_iter().eq(0..n), "{falling:?}: at the one that was replaced");
+    }
 }

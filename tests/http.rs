@@ -119,7 +119,7 @@ fn resources() {
             json!({
                 "agent_id": "sky01", "group": "net01", "hostname": "web-7", "ip": "10.0.0.7", "instance": "i-1",
                 "version": "v.1.1.0", "pid": 4711, "started": "2026-11-02T03:04:05Z", "data_dir": "/var/lib/luffly",
-                "http": "0.0.0.0:10630", "stopping": false, "log_level": "info",
+                "http": "0.0.0.0:10630", "stopping": false, "log_level": "info", "last_reload": null,
             }),
         ),
         (
@@ -136,7 +136,7 @@ fn resources() {
             "/api/v1/pipelines",
             json!({ "pipelines": [{
                 "name": "default", "input": "file:v2", "filters": ["valid:v1"], "events_in": 10, "bytes_in": 1000,
-                "filtered": 1, "ended": false, "error": null,
+                "filtered": 1, "ended": false, "error": null, "note": null,
                 "outputs": [{
                     "name": "logr", "plugin": "logr:v1", "when_full": "block", "breaker": "open", "delivered": 4,
                     "dropped": 2, "dead": 1, "waiting": 2, "difference": 0, "error": "no space left",

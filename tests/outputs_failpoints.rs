@@ -112,6 +112,39 @@ fn every_step_may_fall() {
         assert_eq!(text, lines(&batches[60 - last..]), "step {step}");
     }
 
+    // A fall between two writes costs nothing, one of the thread that dials is a failure like others.
+    for encode in ["raw", "json"] {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let peer = std::thread::spawn(move || {
+            let mut all = vec![];
+            std::io::Read::read_to_end(&mut listener.accept().unwrap().0, &mut all).unwrap();
+            all
+        });
+        let mut out = build(
+            "tcp",
+            json!({ "addresses": [address], "encode": encode }),
+            context("p", &clock()),
+        );
+        fail::cfg("tcp-dial", "2*panic->off").unwrap();
+        every_third("tcp-write");
+        // As a Sink gives them: so there is more than one write in json too.
+        let falls = batches
+            .chunks(500)
+            .map(|some| write_through_falls(&mut *out, some))
+            .sum::<usize>();
+        assert_eq!(falls, 3, "{encode}");
+        out.close().unwrap();
+        let got = String::from_utf8(peer.join().unwrap()).unwrap();
+        match encode {
+            "raw" => assert_eq!(got, lines(&batches)),
+            _ => assert_eq!(
+                got.lines().map(number).collect::<Vec<_>>(),
+                (0..3000).collect::<Vec<_>>()
+            ),
+        }
+    }
+
     let mut null = build("null", json!({}), context("p", &clock()));
     every_third("null-write");
     assert_eq!(
@@ -123,7 +156,7 @@ fn every_step_may_fall() {
 
     fail::cfg("filter-valid", "1*panic->off").unwrap();
     let valid = filters::CATALOG.iter().find(|p| p.name == "valid").unwrap();
-    let mut valid = (valid.build)(&Table::default()).unwrap();
+    let mut valid = (valid.build)(&Table::default(), filter_context(&clock())).unwrap();
     let mut dropped = filters::Dropped::new();
     let some = events(["a", "", "b"]);
     assert!(catch_unwind(AssertUnwindSafe(|| valid.apply(some.clone(), &mut dropped))).is_err());

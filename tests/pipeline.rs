@@ -7,7 +7,10 @@ mod kit;
 use std::{
     fs::{self, File, OpenOptions},
     io::{BufRead, BufReader, Read, Write},
-    net::TcpStream,
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::fs::PermissionsExt,
+    },
     path::Path,
     process::Stdio,
     sync::{
@@ -19,6 +22,13 @@ use std::{
 };
 
 use kit::{agent::*, judge::*};
+use nix::{
+    errno::Errno,
+    sys::{
+        resource::{Resource, getrlimit, setrlimit},
+        socket::{AddressFamily, MsgFlags, SockFlag, SockType, SockaddrIn},
+    },
+};
 
 const ALL_WELL: Verdict = Verdict {
     lines: 0,
@@ -42,6 +52,45 @@ fn once(place: &Place, settings: &Path) -> String {
 }
 
 // ---- good days
+/// Root may read everything: so the agent runs as nobody.
+#[test]
+fn a_file_that_may_not_be_read_yet() {
+    let place = Place::default();
+    let (now, later) = (lines("a", 0..1_000, 50), lines("b", 0..1_000, 50));
+    place.write("in/a.log", now);
+    let closed = place.write("in/b.log", later);
+    fs::set_permissions(&closed, fs::Permissions::from_mode(0o000)).unwrap();
+    let settings = place.configure(LOGR, "");
+    let agent = place.start_as_nobody(&settings);
+    until("the open one has arrived", || {
+        place.metric("events_delivered_total", "") == 1_000
+    });
+    until("the other is told of", || {
+        let (_, files) = place.get("/api/v1/files");
+        files.contains("ermission denied")
+    });
+    let told = || {
+        String::from_utf8(place.read("log"))
+            .unwrap()
+            .matches("file is not read")
+            .count()
+    };
+    assert_eq!(told(), 1, "one line a file, not one a look");
+    fs::set_permissions(&closed, fs::Permissions::from_mode(0o644)).unwrap();
+    until("the other has arrived", || {
+        place.metric("events_delivered_total", "") == 2_000
+    });
+    place.conserved();
+    assert_eq!((told(), agent.stop()), (1, Some(0)));
+    let verdict = judge(&place.read("out/a.log"), &[("a", 1_000), ("b", 1_000)]);
+    assert_eq!(
+        verdict,
+        Verdict {
+            lines: 2_000,
+            ..ALL_WELL
+        }
+    );
+}
 #[test]
 fn a_million_lines_from_stdin_through_valid_to_stdout() {
     let place = Place::default();
@@ -419,6 +468,14 @@ fn a_dead_output_that_drops_takes_nothing_from_the_other() {
 }
 
 // ---- strangers
+/// A connection on its way, that nobody waits for.
+fn connecting(port: u16) -> OwnedFd {
+    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+    let socket = nix::sys::socket::socket(AddressFamily::Inet, SockType::Stream, flags, None).unwrap();
+    let begun = nix::sys::socket::connect(socket.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, port));
+    assert!(matches!(begun, Ok(()) | Err(Errno::EINPROGRESS)), "{begun:?}");
+    socket
+}
 #[test]
 fn strangers_on_the_http_port_take_nothing_from_the_data_path() {
     let place = Place::default();
@@ -428,22 +485,23 @@ fn strangers_on_the_http_port_take_nothing_from_the_data_path() {
     let (_, about) = place.get("/api/v1/agent");
     let (_, after) = about.split_once("127.0.0.1:").unwrap_or_else(|| panic!("{about}"));
     let port = after.split('"').next().unwrap().parse::<u16>().unwrap();
-    // Three ways to be a nuisance: half a request, no request, a body without an end.
-    let talk = |n: usize| {
-        let mut stranger = TcpStream::connect(("127.0.0.1", port)).unwrap();
-        let text: &[u8] = match n % 3 {
-            0 => b"GET /metrics HTTP/1.1\r\nHost: a\r\nX-Slow",
-            1 => b"",
-            _ => b"POST /api/v1/stop HTTP/1.1\r\nHost: a\r\nContent-Length: 100000000000\r\n\r\nx",
-        };
-        let _ = stranger.write_all(text); // it may be refused already
-        stranger
-    };
-    let mut strangers = vec![];
+    // Three ways to be a nuisance: half a request, no request, a body without an end. Most will not even be let in.
+    let texts: [&[u8]; 3] = [
+        b"GET /metrics HTTP/1.1\r\nHost: a\r\nX-Slow",
+        b"",
+        b"POST /api/v1/stop HTTP/1.1\r\nHost: a\r\nContent-Length: 100000000000\r\n\r\nx",
+    ];
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, hard.min(1 << 16), hard).unwrap();
+    let mut strangers = Vec::with_capacity(10_000);
     for n in 0..50 {
-        strangers.extend((0..10).map(talk));
-        append(&input, &lines("a", n * 1_000..(n + 1) * 1_000, 50));
+        strangers.extend((0..200).map(|_| connecting(port)));
+        for (stranger, text) in strangers.iter().zip(texts.iter().cycle()).skip(n * 200) {
+            let _ = nix::sys::socket::send(stranger.as_raw_fd(), text, MsgFlags::MSG_NOSIGNAL); // if it is in at all
+        }
+        append(&input, &lines("a", n as u64 * 1_000..(n as u64 + 1) * 1_000, 50));
     }
+    assert_eq!(strangers.len(), 10_000);
     until("all has arrived", || {
         place.metric("events_delivered_total", "") == 50_000
     });

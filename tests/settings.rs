@@ -225,7 +225,7 @@ fn flags_and_tables_make_the_default_pipeline() {
 
     let tables = "[input.file]\npaths = ['/a']\nmax_rate = '1MiB'\n[output.stdout]\n[output.logr]\npath = '/b'\nwhen_full = 'drop_newest'\n";
     let settings = case().toml(tables).loaded();
-    assert_eq!(names(&settings), ["default: file:v1 >  > stdout:v1+logr:v1"]); // in the order of the file
+    assert_eq!(names(&settings), ["default: file:v2 >  > stdout:v1+logr:v1"]); // in the order of the file
     assert_eq!(settings.pipelines[0].max_rate, Some(1 << 20));
     let logr = &settings.pipelines[0].outputs[1];
     assert_eq!(
@@ -237,7 +237,7 @@ fn flags_and_tables_make_the_default_pipeline() {
     // A flag picks, and a table under the very tag comes before the plain one.
     assert_eq!(
         names(&case().toml(tables).typed(&["-output=logr"]).loaded()),
-        ["default: file:v1 >  > logr:v1"]
+        ["default: file:v2 >  > logr:v1"]
     );
     let tagged = format!("{tables}[input.\"file:v1\"]\npaths = ['/tagged']\n");
     let settings = case().toml(&tagged).typed(&["-input=file:v1"]).loaded();
@@ -483,7 +483,7 @@ input = { plugin = 'null' }
             "agent.toml:37: pipeline[1].name: missing, required",
             "agent.toml:38: pipeline[1].input: unknown input plugin `nill`, accepted: file, stdin",
             "agent.toml:39: pipeline[1].filters: found \"valid\", accepted: a list as in [{ plugin = \"name\" }]",
-            "agent.toml:40: pipeline[1].outputs[0]: unknown output plugin `stdut`, accepted: logr, null, stdout; did you mean `stdout`?",
+            "agent.toml:40: pipeline[1].outputs[0]: unknown output plugin `stdut`, accepted: logr, null, stdout, tcp; did you mean `stdout`?",
             "agent.toml:40: pipeline[1].outputs[1]: unknown output plugin `null:v9`, accepted: null:v1",
             "agent.toml:40: pipeline[1].outputs[2]: found `NULL`, accepted is a plugin as `name` or `name:tag`, for example `file:v1`",
             "agent.toml:41: pipeline[2].outputs: missing, required: at least one, as in [{ plugin = \"stdout\" }]",
@@ -680,7 +680,7 @@ fn half_a_pipeline() {
     );
     case().toml("[output.lgor]\npath = '/a'\n").typed(&["-input=stdin", "-output=null"]).says(
         78,
-        &["agent.toml:1: output.lgor: unknown output plugin `lgor`, accepted: logr, null, stdout; did you mean `logr`?"],
+        &["agent.toml:1: output.lgor: unknown output plugin `lgor`, accepted: logr, null, stdout, tcp; did you mean `logr`?"],
     );
     case().typed(&["-input=fiel", "-output=null"]).says(
         64,
@@ -701,7 +701,7 @@ fn names_and_streams_are_there_once() {
             &["agent.toml:6: pipeline[1].name: found \"a\" twice, accepted: a name of its own for each"],
         );
     let default = case().toml(&pipeline("default", file, "null"));
-    assert_eq!(names(&default.loaded()), ["default: file:v1 >  > null:v1"]);
+    assert_eq!(names(&default.loaded()), ["default: file:v2 >  > null:v1"]);
     default.typed(&["-input=stdin", "-output=stdout"]).says(
         78,
         &["agent.toml:2: pipeline[0].name: found \"default\" twice: the flags and the tables [input.X], [output.X] make it too"],
@@ -781,8 +781,8 @@ fn agent_toml_shows_every_key_with_its_default() {
     assert_eq!(
         names(&examples),
         [
-            "syslog: file:v1 > valid:v1 > logr:v1",
-            "default: file:v1 > valid:v1 > logr:v1"
+            "syslog: file:v2 > valid:v1 > logr:v1",
+            "default: file:v2 > valid:v1 > logr:v1"
         ]
     );
     assert_eq!(examples.limits.nice, Some(10));
@@ -829,7 +829,7 @@ fn examples_are_valid() {
         assert!(!settings.pipelines.is_empty() && settings.config == Some(path));
         seen += 1;
     }
-    assert_eq!(seen, 2);
+    assert_eq!(seen, 5);
 }
 
 // ---- any input

@@ -46,6 +46,11 @@ use luffly_agent::{
 };
 use tokio::sync::{oneshot, watch};
 
+/// As the agent has it: memory is told of the same.
+#[cfg(feature = "jemalloc")]
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 const JOBS: usize = 100_000;
 const A_SECOND: usize = 200;
 const SECONDS: u64 = 20;

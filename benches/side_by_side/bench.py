@@ -15,10 +15,14 @@ import platform
 import random
 import shutil
 import signal
+import socket
 import statistics
 import subprocess
 import sys
+import threading
 import time
+
+import filters
 
 LINE = (
     '{}.{}.{}.{} - - [23/Nov/2026:10:{:02}:{:02} +0000] "GET /shop/item/{}?ref={} HTTP/1.1" {} {} '
@@ -27,13 +31,13 @@ LINE = (
 
 
 def access_log(path, mib):
-    """Lines of about 213 bytes: 16 MiB of different ones, repeated."""
+    """Lines of about 213 bytes: 16 MiB of different ones, repeated. One of 20 has the status 503."""
     pick = random.Random(7)
     block, size = [], 0
     while size < 16 << 20:
         line = LINE.format(
             *(pick.randrange(1, 255) for _ in range(4)), pick.randrange(60), pick.randrange(60), pick.randrange(10**6),
-            "%032x" % pick.getrandbits(128), pick.choice([200, 200, 200, 304, 404, 500]), pick.randrange(200, 90000),
+            "%032x" % pick.getrandbits(128), pick.choice([200] * 13 + [304, 304, 404, 404, 500, 500, 503]), pick.randrange(200, 90000),
             pick.randrange(1000))
         block.append(line)
         size += len(line)
@@ -63,6 +67,31 @@ def quartiles(values):
     return f"{middle:.2f} ({low:.2f}–{high:.2f})"
 
 
+class Receiver:
+    """The peer of whoever sends over TCP: reads, counts, and throws away."""
+
+    def __init__(self):
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
+        self.counted = threading.Semaphore(0)
+        self.bytes = 0
+        threading.Thread(target=self.receive, daemon=True).start()
+
+    def receive(self):
+        into = bytearray(1 << 20)
+        while True:
+            peer, _ = self.listener.accept()
+            self.bytes = 0
+            while got := peer.recv_into(into):
+                self.bytes += got
+            peer.close()
+            self.counted.release()
+
+    def wait(self, expected):
+        if not self.counted.acquire(timeout=60) or self.bytes != expected:
+            sys.exit(f"the receiver got {self.bytes} bytes of {expected}")
+
+
 class Bench:
     def __init__(self, args):
         self.args, self.rows = args, []
@@ -76,14 +105,22 @@ class Bench:
     def clean(self):
         """Nothing of the last run is left: no output, no checkpoint."""
         for name in os.listdir(self.dir):
-            if name != "access.log":
+            if name not in ("access.log", "app.json"):
                 path = f"{self.dir}/{name}"
                 shutil.rmtree(path) if os.path.isdir(path) else os.unlink(path)
 
-    def pair(self, name, ours, theirs, goal):
+    def pair(self, name, ours, theirs, goal, arrived=lambda: None):
         print(f"\n{name}\n  ours:   {ours}\n  beside: {theirs}", flush=True)
-        run(ours, self.clean), run(theirs, self.clean)  # not counted: warms up
-        times = [(run(theirs, self.clean), run(ours, self.clean)) for _ in range(self.args.runs)]
+
+        def timed(command):
+            self.clean()
+            began = time.perf_counter()
+            run(command)
+            arrived()
+            return time.perf_counter() - began
+
+        timed(ours), timed(theirs)  # not counted: warms up
+        times = [(timed(theirs), timed(ours)) for _ in range(self.args.runs)]
         ratio = quartiles([beside / own for beside, own in times])
         rate = statistics.median(self.bytes / own / 1e9 for _, own in times)
         self.row(name, ratio, f"{rate:.2f} GB/s", goal)
@@ -106,11 +143,26 @@ class Bench:
         self.pair("cat | agent > /dev/null, beside cat | cat",
                   f"cat {self.log} | {self.agent} -http-address=off > /dev/null",
                   f"cat {self.log} | cat > /dev/null", "≥ 0.6")
+        self.tcp()
         if self.args.rsyslog and os.path.exists(f"{self.args.rsyslog}/usr/sbin/rsyslogd"):
             self.args.rsyslog = os.path.abspath(self.args.rsyslog)
             self.rsyslog(out)
         else:
             print("\nbeside rsyslog: left out, `make setup` brings it", flush=True)
+
+    def tcp(self):
+        socat, libs = shutil.which("socat"), ""
+        if self.args.rsyslog and os.path.exists(f"{self.args.rsyslog}/usr/bin/socat"):
+            root = os.path.abspath(self.args.rsyslog)
+            socat, libs = f"{root}/usr/bin/socat", f"LD_LIBRARY_PATH={root}/usr/lib/x86_64-linux-gnu "
+        if not socat:
+            print("\nfile → tcp: left out, `make setup` brings socat", flush=True)
+            return
+        receiver = Receiver()
+        address = f"127.0.0.1:{receiver.port}"
+        # Beside socat with buffers of our size; its own are 8 KiB and slower.
+        self.pair("file → tcp, beside cat and socat", self.once("tcp", {"addresses": [address]}),
+                  f"cat {self.log} | {libs}{socat} -u -b 262144 - TCP:{address}", "≥ 0.7", lambda: receiver.wait(self.bytes))
 
     def rsyslog(self, out):
         """rsyslogd has no end of input: it is ended by its own process id when the whole file has arrived."""
@@ -128,32 +180,34 @@ class Bench:
         libs = f"{root}/usr/lib/x86_64-linux-gnu"
         ours = self.once("logr", {"path": out, "max_size": "100GiB"})
         print(f"\nfile → file, beside rsyslog\n  ours:   {ours}\n  beside: {binary} -n -f {conf} -i NONE -M {libs}/rsyslog", flush=True)
-
-        def theirs():
-            self.clean()
-            os.makedirs(f"{self.dir}/state")
-            env = dict(os.environ, LD_LIBRARY_PATH=libs)
-            began = time.perf_counter()
-            daemon = subprocess.Popen([binary, "-n", "-f", conf, "-i", "NONE", "-M", f"{libs}/rsyslog"], env=env,
-                                      stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-            try:
-                while not (os.path.exists(out) and os.path.getsize(out) >= self.bytes - (1 << 18)):
-                    if daemon.poll() is not None:
-                        sys.exit(f"rsyslogd ended: {daemon.stderr.read().decode()}")
-                    if time.perf_counter() - began > 300:
-                        sys.exit("rsyslogd took more than five minutes")
-                    time.sleep(0.005)
-                return time.perf_counter() - began
-            finally:
-                daemon.terminate()
-                daemon.wait(30)
-
         runs = max(3, self.args.runs // 3)
-        times = [(theirs(), run(ours, self.clean)) for _ in range(runs)]
+        times = [(self.rsyslogd(conf, out, self.bytes - (1 << 18)), run(ours, self.clean)) for _ in range(runs)]
         os.unlink(conf)
         ratio = quartiles([beside / own for beside, own in times])
         rate = statistics.median(self.bytes / own / 1e9 for _, own in times)
         self.row("file → file, beside rsyslog", ratio, f"{rate:.2f} GB/s", "> 1")
+
+    def rsyslogd(self, conf, out, size):
+        """Seconds until it has written so much."""
+        self.clean()
+        os.makedirs(f"{self.dir}/state")
+        root = self.args.rsyslog
+        libs = f"{root}/usr/lib/x86_64-linux-gnu"
+        env = dict(os.environ, LD_LIBRARY_PATH=libs)
+        began = time.perf_counter()
+        daemon = subprocess.Popen([f"{root}/usr/sbin/rsyslogd", "-n", "-f", conf, "-i", "NONE", "-M", f"{libs}/rsyslog"],
+                                  env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        try:
+            while not (os.path.exists(out) and os.path.getsize(out) >= size):
+                if daemon.poll() is not None:
+                    sys.exit(f"rsyslogd ended: {daemon.stderr.read().decode()}")
+                if time.perf_counter() - began > 300:
+                    sys.exit("rsyslogd took more than five minutes")
+                time.sleep(0.005)
+            return time.perf_counter() - began
+        finally:
+            daemon.terminate()
+            daemon.wait(30)
 
     def footprint(self):
         """Resident memory, idle and at full speed; from the start to ready."""
@@ -218,7 +272,9 @@ def main():
     bench = Bench(parse.parse_args())
     try:
         bench.throughput()
+        filters.grep(bench)
         bench.footprint()
+        filters.keep_json(bench)
         bench.table()
     finally:
         shutil.rmtree(bench.dir, ignore_errors=True)

@@ -1,9 +1,18 @@
 //! Serves the agent's pages on what it was handed: a TCP listener, with or without TLS, and the admin socket.
 //!
-//! Hears: Drain. Says: the questions in `web::Ask`, from its servers' own threads.
+//! Hears: HandOver (of its listener), Drain. Says: the questions in `web::Ask`, from its servers' own threads.
 //! Bound: `MOST_CONNECTIONS` a listener; who comes when all are taken waits in the listener's backlog. Every connection carries one
 //! request over TCP and has a time limit on each of its parts: head `HEAD_WITHIN`, body and answer in `web`, unread answer `UNREAD`.
-use std::{io, net::TcpListener, os::unix::net::UnixListener, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::TcpListener,
+    os::unix::net::UnixListener,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use actix::prelude::*;
 use actix_web::{
@@ -14,7 +23,7 @@ use actix_web::{
 
 use crate::{
     clock::SharedClock,
-    messages::control::Drain,
+    messages::{collect::HandOver, control::Drain},
     metrics::SharedMetrics,
     os,
     web::{self, Ask, SharedState, State},
@@ -49,6 +58,17 @@ pub struct HttpApiParts {
     pub clock: SharedClock,
 }
 
+/// In a reload.
+pub struct Relisten {
+    /// Bound and listening, or nothing at all; none: the present one stays.
+    pub listener: Option<Option<TcpListener>>,
+    /// Of the new listener.
+    pub tls: Option<rustls::ServerConfig>,
+    /// As it is shown.
+    pub address: Option<String>,
+    pub insecure_remote: bool,
+}
+
 pub struct HttpApi {
     /// Kept, and cloned for each life: the address stays bound between two of them.
     http: Option<TcpListener>,
@@ -56,8 +76,14 @@ pub struct HttpApi {
     socket: Option<UnixListener>,
     state: SharedState,
     /// The servers of this life.
-    serving: Vec<(ServerHandle, SpawnHandle)>,
+    serving: Vec<Serving>,
     drained: bool,
+}
+
+struct Serving {
+    handle: ServerHandle,
+    task: SpawnHandle,
+    is_socket: bool,
 }
 
 impl HttpApi {
@@ -69,7 +95,7 @@ impl HttpApi {
             state: Arc::new(State {
                 ask: parts.ask,
                 token: parts.token,
-                insecure_remote: parts.insecure_remote,
+                insecure_remote: AtomicBool::new(parts.insecure_remote),
                 sessions: Default::default(),
                 log: parts.log,
                 metrics: parts.metrics,
@@ -80,18 +106,43 @@ impl HttpApi {
         }
     }
 
-    fn servers(&self) -> io::Result<Vec<Server>> {
-        let mut bound = Vec::new();
+    /// What is listened on; the socket, or all.
+    fn servers(&self, socket_too: bool) -> io::Result<Vec<(Server, bool)>> {
+        let mut servers = Vec::new();
         if let Some(listener) = &self.http {
-            bound.push(Bound::Http(listener.try_clone()?, self.tls.clone().map(Box::new)));
+            let bound = Bound::Http(listener.try_clone()?, self.tls.clone().map(Box::new));
+            servers.push((serve(bound, self.state.clone())?, false));
         }
-        if let Some(listener) = &self.socket {
-            bound.push(Bound::Socket(listener.try_clone()?));
+        if let Some(listener) = &self.socket
+            && socket_too
+        {
+            servers.push((serve(Bound::Socket(listener.try_clone()?), self.state.clone())?, true));
         }
-        bound
-            .into_iter()
-            .map(|bound| serve(bound, self.state.clone()))
-            .collect()
+        Ok(servers)
+    }
+    fn run(&mut self, socket_too: bool, ctx: &mut Context<Self>) {
+        let servers = match self.servers(socket_too) {
+            Ok(servers) => servers,
+            Err(error) => {
+                slog::error!(self.state.log, "could not serve the agent's pages"; "error" => %error);
+                return ctx.stop(); // a fall: tried again by who supervises
+            }
+        };
+        for (server, is_socket) in servers {
+            let handle = server.handle();
+            let ended = server.into_actor(self).map(|end, api, ctx| {
+                if !api.drained {
+                    slog::error!(api.state.log, "an HTTP server ended by itself"; "end" => ?end);
+                    ctx.stop();
+                }
+            });
+            let task = ctx.spawn(ended);
+            self.serving.push(Serving {
+                handle,
+                task,
+                is_socket,
+            });
+        }
     }
 }
 
@@ -103,34 +154,49 @@ impl Actor for HttpApi {
         if self.drained {
             return;
         }
-        let servers = match self.servers() {
-            Ok(servers) => servers,
-            Err(error) => {
-                slog::error!(self.state.log, "could not serve the agent's pages"; "error" => %error);
-                return ctx.stop(); // a fall: tried again by who supervises
-            }
-        };
-        for server in servers {
-            let handle = server.handle();
-            let ended = server.into_actor(self).map(|end, api, ctx| {
-                if !api.drained {
-                    slog::error!(api.state.log, "an HTTP server ended by itself"; "end" => ?end);
-                    ctx.stop();
-                }
-            });
-            self.serving.push((handle, ctx.spawn(ended)));
-        }
+        self.run(true, ctx);
     }
 }
 impl Supervised for HttpApi {}
 
+impl Handler<HandOver<Relisten>> for HttpApi {
+    type Result = ();
+    fn handle(&mut self, HandOver(slot): HandOver<Relisten>, ctx: &mut Self::Context) {
+        let next = slot.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
+        let Some(Relisten {
+            listener,
+            tls,
+            insecure_remote,
+            ..
+        }) = next
+        else {
+            return;
+        };
+        self.state.insecure_remote.store(insecure_remote, Relaxed);
+        let (Some(listener), false) = (listener, self.drained) else {
+            return;
+        };
+        (self.http, self.tls) = (listener, tls);
+        let (old, stay) = self.serving.drain(..).partition(|serving| !serving.is_socket);
+        self.serving = stay;
+        for Serving { handle, task, .. } in old {
+            // Its end is no fall any more; requests under way, the order to reload too, have their time.
+            ctx.cancel_future(task);
+            actix_rt::spawn(async move {
+                let _ = tokio::time::timeout(STOP_WITHIN, handle.stop(true)).await;
+            });
+        }
+        self.run(false, ctx);
+    }
+}
 impl Handler<Drain> for HttpApi {
     type Result = ResponseActFuture<Self, ()>;
     fn handle(&mut self, _: Drain, _: &mut Self::Context) -> Self::Result {
         self.drained = true;
         // Nobody waits in the backlog of a listener that none will serve: from here on, connecting is refused.
         (self.http, self.socket) = (None, None);
-        let (handles, tasks): (Vec<_>, Vec<_>) = self.serving.drain(..).unzip();
+        let serving = self.serving.drain(..).map(|s| (s.handle, s.task));
+        let (handles, tasks): (Vec<_>, Vec<_>) = serving.unzip();
         let stopped = futures_util::future::join_all(handles.iter().map(|handle| handle.stop(true)));
         let stopped = tokio::time::timeout(STOP_WITHIN, stopped);
         Box::pin(stopped.into_actor(self).map(move |_, _, ctx| {

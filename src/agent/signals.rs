@@ -10,7 +10,7 @@ use tokio::{
 
 use super::Leaving;
 use crate::{
-    actors::root::{Ended, Signal},
+    actors::root::{DrainLimit, Ended, Signal},
     log::Log,
 };
 
@@ -26,7 +26,7 @@ pub fn listen(
     to_root: Sender<Signal>,
     orders: Receiver<Signal>,
     log: Arc<Log>,
-    drain: Duration,
+    drain: DrainLimit,
     leaving: Arc<Leaving>,
 ) -> io::Result<()> {
     let (ready, wait) = sync_channel(1);
@@ -71,7 +71,7 @@ async fn hear(
     mut orders: Receiver<Signal>,
     to_root: Sender<Signal>,
     log: &Log,
-    drain: Duration,
+    drain: DrainLimit,
     leaving: &Leaving,
 ) {
     let deadline = tokio::time::sleep(Duration::MAX);
@@ -83,12 +83,9 @@ async fn hear(
             _ = from.interrupt.recv() => (Signal::Stop, "SIGINT"),
             _ = from.reopen.recv() => (Signal::Reopen, "SIGUSR1"),
             Some(order) = orders.recv() => (order, ASKED),
-            _ = from.hang_up.recv() => {
-                warn!(log.logger, "reload is not built yet, going on as before"; "by" => "SIGHUP");
-                continue;
-            }
+            _ = from.hang_up.recv() => (Signal::Reload, "SIGHUP"),
             () = &mut deadline => leaving.leave(forced(format!(
-                "the drain had not ended after {:?}, left without it", drain + GRACE
+                "the drain had not ended after {:?}, left without it", drain.get() + GRACE
             ))),
         };
         if what == Signal::Reopen {
@@ -98,14 +95,27 @@ async fn hear(
             let _ = to_root.try_send(Signal::Reopen);
             continue;
         }
+        if what == Signal::Reload {
+            match stopping {
+                true => warn!(log.logger, "not reloaded: the agent is stopping"; "by" => by),
+                false => {
+                    info!(log.logger, "reloading"; "by" => by);
+                    // No room: one waits there already, and will read what is there by then.
+                    let _ = to_root.try_send(Signal::Reload);
+                }
+            }
+            continue;
+        }
         match (stopping, by) {
             (false, _) => {}
             (true, ASKED) => continue,
             (true, _) => leaving.leave(forced(format!("{by} came while draining: left at once"))),
         }
         stopping = true;
-        info!(log.logger, "draining, then stopping"; "by" => by, "at_most" => ?drain);
-        deadline.as_mut().reset(tokio::time::Instant::now() + drain + GRACE);
+        info!(log.logger, "draining, then stopping"; "by" => by, "at_most" => ?drain.get());
+        deadline
+            .as_mut()
+            .reset(tokio::time::Instant::now() + drain.get() + GRACE);
         // Not waited for here: a main loop that hangs must not keep the next signal from us.
         let to_root = to_root.clone();
         tokio::spawn(async move {

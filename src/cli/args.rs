@@ -45,6 +45,8 @@ pub enum Command {
         #[command(flatten)]
         options: Box<Options>,
     },
+    /// The daemon reads its settings again and changes what is other, without losing an event
+    Reload(Ask),
     /// Is it running, and how does it do; exit code 3 if not running
     Status(Ask),
     /// Print the version
@@ -73,6 +75,23 @@ pub enum Command {
         /// Print JSON
         #[arg(long)]
         json: bool,
+        /// Print all of docs/plugins.md
+        #[arg(long, conflicts_with_all = ["name", "json"])]
+        markdown: bool,
+    },
+    /// Send a sample through the filters and show what becomes of each event; starts nothing, touches nothing
+    Try {
+        /// Events, a line each; `-` for stdin
+        #[arg(long, value_name = "FILE")]
+        sample: std::path::PathBuf,
+        /// Whose filters, if there are several pipelines
+        #[arg(long, value_name = "NAME")]
+        pipeline: Option<String>,
+        /// Print JSON, a line for each event and one for the counts
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        options: Box<Options>,
     },
     /// Jobs: list, put, run, kill, their runs and output, when an expression is due
     #[command(subcommand)]
@@ -166,6 +185,7 @@ impl Command {
             Self::Restart { options, .. } => Some((options, Purpose::Start { foreground: false })),
             Self::Check { options, .. } => Some((options, Purpose::Check)),
             Self::EtcdRoles(asked) => Some((&asked.options, Purpose::Check)),
+            Self::Try { options, .. } => Some((options, Purpose::Try)),
             _ => None,
         }
     }
@@ -216,7 +236,7 @@ struct Line {
 }
 
 /// Commands and options of later versions.
-const NOT_BUILT: [&str; 7] = ["reload", "try", "nodes", "tap", "top", "deadletter", "token"];
+const NOT_BUILT: [&str; 5] = ["nodes", "tap", "top", "deadletter", "token"];
 const NOT_BUILT_OPTIONS: [&str; 2] = ["influxdb-addr", "require-address"];
 
 /// `argv` begins with the program's name.
@@ -495,6 +515,7 @@ mod tests {
                 Command::Plugins {
                     name: None,
                     json: false,
+                    markdown: false,
                 },
             ),
             (
@@ -502,6 +523,7 @@ mod tests {
                 Command::Plugins {
                     name: Some("file:v1".into()),
                     json: true,
+                    markdown: false,
                 },
             ),
         ] {
@@ -522,6 +544,7 @@ mod tests {
             Some(Purpose::Start { foreground: true })
         );
         assert_eq!(purpose("check -online"), Some(Purpose::Check));
+        assert_eq!(purpose("try -sample - -filter=grep"), Some(Purpose::Try));
         assert_eq!(purpose("stop"), None);
     }
     #[test]
@@ -559,7 +582,7 @@ mod tests {
             ),
             (
                 "strat",
-                "unknown command `strat`, accepted: start, stop, restart, status, version, check, plugins, jobs, files, why, doctor, \
+                "unknown command `strat`, accepted: start, stop, restart, status, version, check, plugins, try, jobs, files, why, doctor, \
                  etcd-roles, log-level, help; did you mean `start`?",
             ),
             (

@@ -27,8 +27,8 @@ pub enum AskError {
     #[error("the agent (pid {pid}) has not answered: {why}")]
     Silent { pid: i32, why: String },
     /// It answered that it will not.
-    #[error("{0}")]
-    Refused(String),
+    #[error("{detail}")]
+    Refused { detail: String, status: Option<StatusCode> },
     #[error("could not look for an agent: {0}")]
     Io(#[from] io::Error),
 }
@@ -40,8 +40,10 @@ pub fn get(data_dir: &Path, path: &str) -> Result<Value, AskError> {
 /// A question or an order, the answer as JSON.
 pub fn json(data_dir: &Path, method: Method, path: &str) -> Result<Value, AskError> {
     let body = ask(data_dir, method, path)?;
-    serde_json::from_slice(&body)
-        .map_err(|e| AskError::Refused(format!("the agent's answer to {path} is not JSON: {e}")))
+    serde_json::from_slice(&body).map_err(|e| AskError::Refused {
+        detail: format!("the agent's answer to {path} is not JSON: {e}"),
+        status: None,
+    })
 }
 /// A question or an order, the answer as it comes.
 pub fn ask(data_dir: &Path, method: Method, path: &str) -> Result<Bytes, AskError> {
@@ -79,9 +81,10 @@ fn send_within(limit: Duration, data_dir: &Path, method: Method, path: &str, bod
     let detail = serde_json::from_slice::<Value>(&body)
         .ok()
         .and_then(|problem| Some(problem.get("detail")?.as_str()?.to_owned()));
-    Err(AskError::Refused(
-        detail.unwrap_or_else(|| format!("the agent answered {path} with {status}")),
-    ))
+    Err(AskError::Refused {
+        detail: detail.unwrap_or_else(|| format!("the agent answered {path} with {status}")),
+        status: Some(status),
+    })
 }
 
 async fn connect(socket: &Path) -> Result<Sender, String> {

@@ -9,11 +9,14 @@ mod files;
 mod jobs;
 mod log_level;
 mod plugins;
+mod plugins_page;
+mod reload;
 mod restart;
 mod show;
 mod start;
 mod status;
 mod stop;
+mod try_;
 mod version;
 mod why;
 
@@ -29,6 +32,7 @@ use crate::{
 const FAILED: u8 = 1;
 const NOT_RUNNING: u8 = 3;
 const USAGE: u8 = 64;
+const BAD_SETTINGS: u8 = 78;
 
 /// `argv` begins with the program's name. Answers the exit code, or never returns: then the agent itself has run.
 pub fn run(argv: impl Iterator<Item = OsString>) -> u8 {
@@ -45,10 +49,18 @@ pub fn run(argv: impl Iterator<Item = OsString>) -> u8 {
         Command::Start { foreground, options } => start::start(&options, foreground),
         Command::Stop { how, place } => stop::run(&place, &how),
         Command::Restart { how, wait, options } => restart::run(&options, &how, wait),
+        Command::Reload(ask) => reload::run(&ask),
         Command::Status(ask) => status::run(&ask),
         Command::Version { check_state, ask } => version::run(check_state, &ask),
         Command::Check { online, json, options } => check::run(&options, online, json),
-        Command::Plugins { name, json } => plugins::run(name.as_deref(), json),
+        Command::Plugins { markdown: true, .. } => plugins_page::run(),
+        Command::Plugins { name, json, .. } => plugins::run(name.as_deref(), json),
+        Command::Try {
+            sample,
+            pipeline,
+            json,
+            options,
+        } => try_::run(&options, &sample, pipeline.as_deref(), json),
         Command::Jobs(jobs) => jobs::run(&jobs),
         Command::Files(ask) => files::run(&ask),
         Command::Why { what, ask } => why::run(&what, &ask),
@@ -62,6 +74,8 @@ pub fn run(argv: impl Iterator<Item = OsString>) -> u8 {
     };
     done.unwrap_or_else(|failed| complain(&failed.text, failed.code))
 }
+
+const BACKGROUND: Purpose = Purpose::Start { foreground: false };
 
 /// What a command answers: its exit code, or what to say and with which code.
 type Done = Result<u8, Failed>;
@@ -107,9 +121,14 @@ impl From<client::AskError> for Failed {
 fn load(options: &Options, purpose: Purpose) -> Result<Settings, Failed> {
     Ok(settings::load(options, std::env::vars_os(), purpose)?)
 }
+/// The same again, for a reload: the environment is the process's own.
+fn reread(options: &Options, purpose: Purpose) -> settings::Reread {
+    let options = options.clone();
+    std::sync::Arc::new(move || settings::load(&options, std::env::vars_os(), purpose))
+}
 /// For a process that will go into the background.
 fn load_for_background(options: &Options) -> Result<Settings, Failed> {
-    let settings = load(options, Purpose::Start { foreground: false })?;
+    let settings = load(options, BACKGROUND)?;
     // SAFETY: so far this process has parsed its arguments and read files that are closed again.
     unsafe { os::close_inherited() };
     Ok(settings)

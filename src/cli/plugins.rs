@@ -7,15 +7,15 @@ use crate::{
     plugins::{Opt, Plugin, filters, inputs, outputs},
 };
 
-struct Row {
-    kind: &'static str,
-    name: &'static str,
-    tag: &'static str,
-    stable: bool,
-    about: &'static str,
-    delivery: &'static str,
-    options: &'static [Opt],
-    sample: &'static str,
+pub(super) struct Row {
+    pub kind: &'static str,
+    pub name: &'static str,
+    pub tag: &'static str,
+    pub stable: bool,
+    pub about: &'static str,
+    pub delivery: &'static str,
+    pub options: &'static [Opt],
+    pub sample: &'static str,
 }
 fn rows<B>(kind: &'static str, catalog: &'static [Plugin<B>]) -> impl Iterator<Item = Row> {
     catalog.iter().map(move |plugin| Row {
@@ -29,7 +29,7 @@ fn rows<B>(kind: &'static str, catalog: &'static [Plugin<B>]) -> impl Iterator<I
         sample: plugin.sample,
     })
 }
-fn catalog() -> Vec<Row> {
+pub(super) fn catalog() -> Vec<Row> {
     rows("input", inputs::CATALOG)
         .chain(rows("filter", filters::CATALOG))
         .chain(rows("output", outputs::CATALOG))

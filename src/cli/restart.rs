@@ -4,7 +4,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Done, Failed, args::Stopping, client, complain, load_for_background, show, stop};
+use super::{BACKGROUND, Done, Failed, args::Stopping, client, complain, load_for_background, reread, show, stop};
 use crate::{
     agent::{self, Mode},
     model::Span,
@@ -32,7 +32,7 @@ pub fn run(options: &Options, how: &Stopping, wait: Option<Span>) -> Done {
     }
     // SAFETY: what was asked of the old agent had a runtime on this one thread, and that is gone.
     unsafe { os::leave_run() };
-    Ok(agent::run(settings, Mode::Background))
+    Ok(agent::run(settings, Mode::Background, reread(options, BACKGROUND)))
 }
 
 /// The agent goes on scheduling meanwhile. A run that asks for this itself does not count.

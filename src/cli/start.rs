@@ -1,5 +1,5 @@
 //! `agent` and `agent start`: the agent itself.
-use super::{Done, load, load_for_background};
+use super::{BACKGROUND, Done, load, load_for_background, reread};
 use crate::{
     agent::{self, Mode},
     os,
@@ -8,7 +8,8 @@ use crate::{
 
 /// Foreground, ends with its input.
 pub fn bare(options: &Options) -> Done {
-    Ok(agent::run(load(options, Purpose::Run)?, Mode::Bare))
+    let settings = load(options, Purpose::Run)?;
+    Ok(agent::run(settings, Mode::Bare, reread(options, Purpose::Run)))
 }
 
 /// The daemon. In the background this answers when it is ready or has failed.
@@ -16,8 +17,10 @@ pub fn start(options: &Options, foreground: bool) -> Done {
     // SAFETY: so far this process has parsed its arguments, on its one thread.
     unsafe { os::leave_run() };
     if foreground {
-        let settings = load(options, Purpose::Start { foreground })?;
-        return Ok(agent::run(settings, Mode::Foreground));
+        let purpose = Purpose::Start { foreground };
+        let settings = load(options, purpose)?;
+        return Ok(agent::run(settings, Mode::Foreground, reread(options, purpose)));
     }
-    Ok(agent::run(load_for_background(options)?, Mode::Background))
+    let settings = load_for_background(options)?;
+    Ok(agent::run(settings, Mode::Background, reread(options, BACKGROUND)))
 }

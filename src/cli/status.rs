@@ -97,6 +97,15 @@ fn page(agent: &Value, health: &Value, pipelines: &Value, now: Timestamp) -> Str
         text(agent, "log_level"),
         text(health, "state"),
     );
+    let reload = &agent["last_reload"];
+    if let Some(error) = reload["error"].as_str() {
+        // The health's reasons follow after it.
+        let at = text(reload, "at").parse::<Timestamp>();
+        let at = at.map_or("-".to_owned(), |at| at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string());
+        let error = error.replace('\n', "\n          ");
+        let line = format!("reload    failed at {at}: {error}\n");
+        out.insert_str(out.rfind("health").unwrap_or(out.len()), &line);
+    }
     for reason in show::list(health, "reasons") {
         out += &format!("          {}\n", reason.as_str().unwrap_or_default());
     }
@@ -113,7 +122,11 @@ fn page(agent: &Value, health: &Value, pipelines: &Value, now: Timestamp) -> Str
         "ERROR",
     ];
     let mut rows = vec![head.map(str::to_owned).to_vec()];
+    let mut notes = String::new();
     for pipeline in show::list(pipelines, "pipelines") {
+        if let Some(note) = pipeline["note"].as_str() {
+            notes += &format!("note      {}: {note}\n", text(pipeline, "name"));
+        }
         for output in show::list(pipeline, "outputs") {
             rows.push(vec![
                 text(pipeline, "name"),
@@ -133,6 +146,7 @@ fn page(agent: &Value, health: &Value, pipelines: &Value, now: Timestamp) -> Str
             ]);
         }
     }
+    out += &notes;
     if rows.len() > 1 {
         out.push('\n');
         out += &show::table(&rows);
@@ -152,7 +166,7 @@ mod tests {
         });
         let health = json!({ "state": "degraded", "reasons": ["output kafka is away"] });
         let pipelines = json!({ "pipelines": [{
-            "name": "nginx", "events_in": 1200, "filtered": 2, "error": null,
+            "name": "nginx", "events_in": 1200, "filtered": 2, "error": null, "note": "events are not told, polling",
             "outputs": [{ "name": "kafka", "delivered": 1000, "dropped": 0, "dead": 0, "waiting": 198, "breaker": "open", "error": "no route" }],
         }]});
         let page = page(&agent, &health, &pipelines, "2026-11-23T12:03:01Z".parse().unwrap());
@@ -164,7 +178,8 @@ mod tests {
              http      off\n\
              data dir  /var/lib/luffly\n\
              log level info\n\
-             health    degraded\n          output kafka is away\n\n\
+             health    degraded\n          output kafka is away\n\
+             note      nginx: events are not told, polling\n\n\
              PIPELINE  OUTPUT    IN  FILTERED  DELIVERED  DROPPED  DEAD  WAITING  BREAKER  ERROR\n\
              nginx     kafka   1200         2       1000        0     0      198  open     no route\n"
         );

@@ -76,7 +76,7 @@ pub fn stop(dir: &Path, timeout: Duration, force: bool) -> Result<Option<End>, F
     }
     if !force {
         let state = match &asked {
-            Err(AskError::Silent { .. } | AskError::Refused(_)) => "has not answered and still runs",
+            Err(AskError::Silent { .. } | AskError::Refused { .. }) => "has not answered and still runs",
             _ => "still drains",
         };
         return Err(Failed::new(format!(

@@ -52,6 +52,54 @@ pub struct AskStop {
 #[rtype(result = "()")]
 pub struct AskReopen;
 
+/// Read the settings again and change by difference what runs, as SIGHUP does. Answered when that is done.
+#[derive(Message)]
+#[rtype(result = "Result<Reloaded, ReloadRefused>")]
+pub struct AskReload;
+/// What a reload has changed. Empty: nothing was other than before.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Reloaded {
+    pub added: Vec<KeyChange>,
+    pub removed: Vec<KeyChange>,
+    pub changed: Vec<KeyChange>,
+    /// What goes on by itself, because something hangs: a sentence each.
+    pub pending: Vec<String>,
+}
+impl Reloaded {
+    pub fn is_empty(&self) -> bool {
+        self.added.is_empty() && self.removed.is_empty() && self.changed.is_empty()
+    }
+}
+/// A key with its values before and after, secrets masked; null where there was or is none.
+#[derive(Clone, Debug, PartialEq)]
+pub struct KeyChange {
+    pub key: String,
+    pub from: serde_json::Value,
+    pub to: serde_json::Value,
+}
+/// Nothing was touched.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum ReloadRefused {
+    /// What `agent check` says of them.
+    #[error("{text}")]
+    Settings { text: String, errors: Vec<String> },
+    #[error("needs restart: {}", .0.join(", "))]
+    NeedsRestart(Vec<String>),
+    /// Something could not be made or bound.
+    #[error("{0}")]
+    Failed(String),
+    #[error("a reload is under way and another one waits, try again when they are done")]
+    Busy,
+    #[error("the agent is stopping")]
+    Stopping,
+}
+#[derive(Clone, Debug, PartialEq)]
+pub struct ReloadView {
+    pub at: Timestamp,
+    /// Why it was refused; none: it was made.
+    pub error: Option<String>,
+}
+
 /// The settings in effect, with secrets masked.
 #[derive(Message)]
 #[rtype(result = "serde_json::Value")]
@@ -80,6 +128,7 @@ pub struct AgentView {
     pub http: Option<String>,
     pub stopping: bool,
     pub log_level: String,
+    pub last_reload: Option<ReloadView>,
 }
 
 #[derive(Clone, Debug)]
@@ -109,6 +158,8 @@ pub struct PipelineView {
     pub ended: bool,
     /// Why the input cannot be read at present.
     pub error: Option<String>,
+    /// How the input reads at present, if an operator should know: it polls, and why.
+    pub note: Option<String>,
     pub checkpoint_error: Option<String>,
     /// Events read and not yet settled by every output that blocks.
     pub unsettled: u64,

@@ -111,6 +111,88 @@ impl Events {
         self.runs()
             .map(|run| &self.bytes[self.start(run.start)..self.ends[run.end as usize - 1] as usize])
     }
+    /// The byte ranges of `slices` in the buffer.
+    pub fn stretches(&self) -> impl Iterator<Item = Range<usize>> + '_ {
+        self.runs()
+            .map(|run| self.start(run.start)..self.ends[run.end as usize - 1] as usize)
+    }
+    /// The content of each kept event, and where in the buffer it begins.
+    pub fn places(&self) -> impl Iterator<Item = (usize, &[u8])> + '_ {
+        self.runs().flatten().map(|i| {
+            let start = self.start(i);
+            (start, &self.bytes[start..self.ends[i as usize] as usize - 1])
+        })
+    }
+    /// Is every kept event one line: no content holds `\n`.
+    pub fn are_lines(&self) -> bool {
+        let newlines = self.slices().map(|slice| memchr::memchr_iter(b'\n', slice).count());
+        newlines.sum::<usize>() == self.len()
+    }
+    /// Into `hits`: the numbers in the buffer of those kept events in which something is found, in order. `find(stretch, from)` looks at
+    /// a row of events as they stand in the buffer, from there on; what it finds across an event's end is no hit.
+    pub fn hits(&self, hits: &mut Vec<u32>, mut find: impl FnMut(&[u8], usize) -> Option<Range<usize>>) {
+        hits.clear();
+        for run in self.runs() {
+            let ends = &self.ends[..run.end as usize];
+            let base = self.start(run.start);
+            let stretch = &self.bytes[base..ends[ends.len() - 1] as usize];
+            let (mut i, mut from) = (run.start as usize, 0);
+            while from < stretch.len()
+                && let Some(hit) = find(stretch, from)
+            {
+                i += event_at(&ends[i..], base + hit.start);
+                let Some(end) = ends.get(i) else { break };
+                let end = *end as usize - base;
+                if hit.end < end {
+                    hits.push(i as u32);
+                    i += 1;
+                    from = end;
+                } else {
+                    from = hit.start + 1;
+                }
+            }
+        }
+    }
+    /// Keeps only these events, or only the others; `hits` as from `hits`. Events that are not hit are not looked at.
+    pub fn retain_hits(self, hits: &[u32], keep: bool) -> Self {
+        if hits.len() == if keep { self.len() } else { 0 } {
+            return self;
+        }
+        let mut runs = Vec::<Range<u32>>::new();
+        if keep {
+            for &i in hits {
+                match runs.last_mut() {
+                    Some(run) if run.end == i => run.end = i + 1,
+                    _ => runs.push(i..i + 1),
+                }
+            }
+        } else {
+            let mut hits = hits.iter().copied().peekable();
+            for run in self.runs() {
+                let mut from = run.start;
+                while let Some(hit) = hits.next_if(|hit| *hit < run.end) {
+                    if from < hit {
+                        runs.push(from..hit);
+                    }
+                    from = hit + 1;
+                }
+                if from < run.end {
+                    runs.push(from..run.end);
+                }
+            }
+        }
+        let events = runs.iter().map(ExactSizeIterator::len).sum();
+        let size = |run: &Range<u32>| self.ends[run.end as usize - 1] as usize - self.start(run.start);
+        let size = runs.iter().map(size).sum();
+        Self {
+            kept: Kept::Runs {
+                runs: Arc::new(runs),
+                events,
+                size,
+            },
+            ..self
+        }
+    }
     /// The content of each kept event, without its line end.
     pub fn iter(&self) -> impl Iterator<Item = &[u8]> + '_ {
         self.runs()
@@ -162,7 +244,11 @@ impl Events {
     }
     /// Keeps the events for which `keep` (asked with each content) says so.
     pub fn retain(self, mut keep: impl FnMut(&[u8]) -> bool) -> Self {
-        self.retain_where(|bytes, start, end| keep(&bytes[start..end - 1]))
+        self.retain_where(|_, bytes, start, end| keep(&bytes[start..end - 1]))
+    }
+    /// The same; `keep` is told the event's number in the buffer too, as `hits` gives it.
+    pub fn retain_numbered(self, mut keep: impl FnMut(u32, &[u8]) -> bool) -> Self {
+        self.retain_where(|i, bytes, start, end| keep(i, &bytes[start..end - 1]))
     }
     /// Keeps the events that have any content. Looks at the ends only; without empty ones nothing is allocated.
     pub fn retain_nonempty(self) -> Self {
@@ -174,18 +260,18 @@ impl Events {
                 gaps.fold(false, |any, gap| any | (gap == 1))
             });
         if any {
-            self.retain_where(|_, start, end| end - start > 1)
+            self.retain_where(|_, _, start, end| end - start > 1)
         } else {
             self
         }
     }
-    fn retain_where(self, mut keep: impl FnMut(&[u8], usize, usize) -> bool) -> Self {
+    fn retain_where(self, mut keep: impl FnMut(u32, &[u8], usize, usize) -> bool) -> Self {
         let (mut runs, mut events, mut size) = (Vec::<Range<u32>>::new(), 0, 0);
         for run in self.runs() {
             let mut start = self.start(run.start);
             for i in run {
                 let end = self.ends[i as usize] as usize;
-                if keep(&self.bytes, start, end) {
+                if keep(i, &self.bytes, start, end) {
                     events += 1;
                     size += end - start;
                     match runs.last_mut() {
@@ -210,12 +296,25 @@ impl Events {
     }
 }
 
+/// How many of these ends are not behind `at`. Near ones are found at once, far ones by doubling steps: hits come in order.
+fn event_at(ends: &[u32], at: usize) -> usize {
+    let is_before = |end: &u32| *end as usize <= at;
+    let mut step = 1;
+    while ends.get(step - 1).is_some_and(is_before) {
+        step *= 2;
+    }
+    let from = step / 2;
+    from + ends[from..ends.len().min(step)].partition_point(is_before)
+}
+
 /// Where a batch came from.
 #[derive(Clone, Debug)]
 pub struct Origin {
     pub host: Arc<Host>,
     /// The file it was read from; none for a stream.
     pub path: Option<PathBuf>,
+    /// What else is known about the source: name and value, as `pod`, `namespace`, `container`. Few, and in a fixed order.
+    pub tags: Vec<(&'static str, String)>,
 }
 
 /// A row of the checkpoint journal.
@@ -274,6 +373,8 @@ pub struct Outcome {
     pub tries: AtomicU32,
     /// The filters' result: a batch that comes again is not filtered again.
     pub filtered: OnceLock<Events>,
+    /// Events that made the filters fall, and are in the dead letter.
+    pub buried: AtomicU64,
     /// One bit an output: who has counted it as done with (delivered, dropped, dead), so that each counts it once.
     accounted: AtomicU64,
 }
@@ -339,6 +440,37 @@ mod tests {
             kept.with_offsets().collect::<Vec<_>>(),
             [(0, b"longer".as_slice()), (4, b"b")]
         );
+    }
+    proptest::proptest! {
+        #[test]
+        fn hits_over_the_whole_buffer_are_those_of_single_events(
+            contents in proptest::collection::vec("[ab\n]{0,5}", 1..40), wanted in "[ab\n]{1,3}", odd in 0..3usize, keep: bool,
+        ) {
+            let (mut bytes, mut ends) = (String::new(), vec![]);
+            for content in &contents {
+                bytes += content;
+                bytes.push('\n');
+                ends.push(bytes.len() as u32);
+            }
+            let mut n = 0;
+            let events = Events::new(bytes.into(), ends).retain(|_| { n += 1; odd == 0 || n % (odd + 1) == 0 });
+            let finder = memchr::memmem::Finder::new(&wanted);
+            let has = |event: &[u8]| finder.find(event).is_some();
+            let mut hits = vec![];
+            events.hits(&mut hits, |stretch, from| finder.find(&stretch[from..]).map(|at| from + at..from + at + wanted.len()));
+            let expected = events.clone().retain(|event| has(event) == keep);
+            let numbered = events.clone().retain_numbered(|i, _| hits.binary_search(&i).is_ok() == keep);
+            let are_lines = events.iter().all(|event| !event.contains(&b'\n'));
+            proptest::prop_assert_eq!(events.are_lines(), are_lines);
+            let got = events.retain_hits(&hits, keep);
+            for got in [&got, &numbered] {
+                proptest::prop_assert_eq!(got.with_offsets().collect::<Vec<_>>(), expected.with_offsets().collect::<Vec<_>>());
+                proptest::prop_assert_eq!((got.len(), got.size()), (expected.len(), expected.size()));
+                proptest::prop_assert_eq!(got.slices().collect::<Vec<_>>(), expected.slices().collect::<Vec<_>>());
+            }
+            proptest::prop_assert_eq!(got.places().map(|(at, e)| got.buffer()[at..at + e.len()].to_vec()).collect::<Vec<_>>(),
+                got.iter().map(<[u8]>::to_vec).collect::<Vec<_>>());
+        }
     }
     #[test]
     fn each_output_accounts_once() {

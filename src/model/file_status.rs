@@ -69,6 +69,10 @@ impl FileBoard {
     pub fn remove(&self, path: &Path) {
         self.lock().remove(path);
     }
+    /// Another input takes over.
+    pub fn clear(&self) {
+        self.lock().clear();
+    }
     pub fn list(&self) -> Vec<FileStatus> {
         self.lock().values().cloned().collect()
     }

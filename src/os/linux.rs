@@ -1,4 +1,4 @@
-//! Linux: clocks, machine, and (in the files below) processes, private files and locks, local sockets, the way into the background.
+//! Linux: clocks, machine, and (in the files below) processes, private files and locks, local sockets, watched directories, the way into the background.
 mod background;
 mod cgroup;
 mod files;
@@ -7,6 +7,7 @@ mod proc_table;
 mod process;
 mod sockets;
 mod spawn;
+mod watches;
 
 use std::time::Duration;
 
@@ -25,8 +26,9 @@ pub use proc_table::{
 pub use process::{
     Process, close_inherited, own_uid, prepare_signals, raise_open_files, redirect_stderr, release_code, set_nice,
 };
-pub use sockets::{LocalAddress, bind_private};
+pub use sockets::{LocalAddress, bind_private, keep_alive, unacknowledged};
 pub use spawn::{Program, User, spawn};
+pub use watches::{Hint, Watch, Watches, foreign_file_system};
 
 /// Time since boot, suspend included.
 pub fn since_boot() -> Duration {

@@ -3,8 +3,10 @@
 pub mod filters;
 pub mod framing;
 pub mod inputs;
+pub mod json;
 pub mod outputs;
 pub mod table;
+pub mod tls;
 
 pub use table::{BadValue, Table};
 

@@ -272,7 +272,7 @@ pub fn path(node: &Node) -> Result<PathBuf, String> {
     if text.is_empty() || text.contains('\0') {
         return Err(refused());
     }
-    std::path::absolute(Path::new(&text))
+    super::from_the_start(Path::new(&text))
         .map_err(|error| format!("{}, and no working directory: {error}", node.found()))
 }
 /// Part of keys in stores and of paths in templates.

@@ -241,7 +241,7 @@ pub fn merge_file(path: &Path, layers: &mut Layers, findings: &Findings) {
         path: place.clone(),
         line,
     };
-    let bytes = match std::fs::read(path) {
+    let bytes = match super::from_the_start(path).and_then(std::fs::read) {
         Ok(bytes) => bytes,
         Err(error) => return findings.add(&at(None), "", format!("could not read it: {}", plain(&error))),
     };

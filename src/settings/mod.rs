@@ -1,6 +1,7 @@
 //! What the agent is told, checked: layers (`layers`) → tables (`check`, `pipelines`) → `Settings`, or all that is wrong with it, with
 //! the place of each (`finding`). The only reader of settings files and of the environment.
 mod check;
+mod difference;
 mod etcd;
 mod finding;
 mod flags;
@@ -13,10 +14,12 @@ use std::{
     ffi::OsString,
     net::SocketAddr,
     path::{Path, PathBuf},
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
 pub use check::level;
+pub use difference::{Changed, Difference, Heirs, difference, heirs};
 pub use etcd::{Etcd, EtcdTls, OnPartition};
 pub use finding::{At, Finding, Refused, unknown};
 pub use flags::{Options, Place};
@@ -42,6 +45,8 @@ pub enum Purpose {
     Start { foreground: bool },
     /// Only to be looked at.
     Check,
+    /// Only the filters are used, on a sample.
+    Try,
 }
 
 /// Reads and checks all layers; later wins: built-in defaults < file < environment < `-f` < other flags.
@@ -51,8 +56,13 @@ pub fn load(
     purpose: Purpose,
 ) -> Result<Settings, Refused> {
     let (findings, env) = (Findings::default(), Environment::read(env));
+    let _ = from_the_start(Path::new(".")); // remembers where that is
     let config = match purpose {
         Purpose::Run => options.place.config.clone(),
+        // What is asked for on the command line is tried by itself.
+        Purpose::Try if !(options.filter.is_empty() && options.inline.is_empty() && options.set.is_empty()) => {
+            options.place.config.clone()
+        }
         _ => options.place.config.clone().or_else(usual_config),
     };
     let mut layers = Layers::default();
@@ -77,7 +87,11 @@ pub fn load(
     top.done();
 
     let given = !agent.private_data_dir;
-    agent.private_data_dir &= purpose == Purpose::Run && pipelines.iter().all(|p| p.input.name.name == "stdin");
+    agent.private_data_dir &= match purpose {
+        Purpose::Run => pipelines.iter().all(|p| p.input.name.name == "stdin"),
+        Purpose::Try => true, // it has none
+        _ => false,
+    };
     if agent.private_data_dir {
         agent.data_dir = PathBuf::new();
     } else if agent.data_dir.as_os_str().is_empty() && !given {
@@ -137,6 +151,25 @@ pub fn locate(place: &Place, env: impl Iterator<Item = (OsString, OsString)>) ->
 }
 
 const PID_FILE: &str = "agent.pid";
+
+/// An absolute path, against where the agent was started: the daemon leaves that place, and may read its settings again.
+fn from_the_start(path: &Path) -> std::io::Result<PathBuf> {
+    static STARTED_IN: OnceLock<PathBuf> = OnceLock::new();
+    if path.is_absolute() {
+        return std::path::absolute(path);
+    }
+    let started_in = match STARTED_IN.get() {
+        Some(dir) => dir,
+        None => {
+            let dir = std::env::current_dir()?;
+            STARTED_IN.get_or_init(|| dir)
+        }
+    };
+    std::path::absolute(started_in.join(path))
+}
+
+/// Reads all layers again, as at the start.
+pub type Reread = Arc<dyn Fn() -> Result<Settings, Refused> + Send + Sync>;
 
 fn usual_config() -> Option<PathBuf> {
     let path = Path::new(CONFIG);

@@ -124,7 +124,8 @@ impl<'a> Reader<'a> {
             mut filters,
             mut outputs,
         } = picked;
-        let bare = self.purpose == Purpose::Run && !listed;
+        let tries = self.purpose == Purpose::Try;
+        let bare = tries || self.purpose == Purpose::Run && !listed;
         let usual = match bare {
             true => "both, or neither (then stdin → valid → stdout)",
             false => "both, or neither",
@@ -134,7 +135,7 @@ impl<'a> Reader<'a> {
             None
         };
         match (&inputs[..], &outputs[..], &filters[..]) {
-            ([], [], []) if !bare => return None,
+            ([], [], []) if !bare || listed => return None,
             ([], [], []) => {
                 inputs.push(usually("input", "stdin"));
                 filters.push(usually("filter", "valid"));
@@ -288,7 +289,7 @@ impl<'a> Reader<'a> {
     }
     /// There is one stdin and one stdout, and a daemon has neither.
     fn stream(&mut self, stream: &'static str, wanted: &Wanted, pipeline: &str) {
-        if wanted.plugin.split(':').next() != Some(stream) {
+        if wanted.plugin.split(':').next() != Some(stream) || self.purpose == Purpose::Try {
             return;
         }
         if self.purpose == (Purpose::Start { foreground: false }) {

@@ -9,8 +9,14 @@ use crate::model::{Size, Span};
 const MASK: &str = "***";
 
 impl Settings {
-    /// All keys with their values; null where there is none.
+    /// All keys with their values; null where there is none. Secrets are masked.
     pub fn effective(&self) -> Value {
+        let mut shown = self.plain();
+        mask(&mut shown);
+        shown
+    }
+    /// The same, secrets and all.
+    pub(super) fn plain(&self) -> Value {
         let Settings {
             agent,
             http,
@@ -20,7 +26,7 @@ impl Settings {
             limits,
             ..
         } = self;
-        let mut shown = json!({
+        json!({
             "agent": {
                 "id": agent.id,
                 "group": agent.group,
@@ -95,9 +101,7 @@ impl Settings {
                     "outputs": pipeline.outputs.iter().map(output).collect::<Vec<_>>(),
                 })
             }).collect::<Vec<_>>(),
-        });
-        mask(&mut shown);
-        shown
+        })
     }
 }
 fn span(span: Duration) -> String {
@@ -116,7 +120,7 @@ fn output(output: &Output) -> Value {
     shown
 }
 /// Whatever is called like a secret, at any depth. A path to one is none.
-fn mask(value: &mut Value) {
+pub(super) fn mask(value: &mut Value) {
     match value {
         Value::Object(map) => map
             .iter_mut()

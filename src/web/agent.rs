@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::{
-    messages::control::{AgentView, AskAgent},
+    messages::control::{AgentView, AskAgent, ReloadView},
     web::{Problem, State},
 };
 
@@ -24,6 +24,14 @@ struct Shown {
     http: Option<String>,
     stopping: bool,
     log_level: String,
+    /// Null: none yet.
+    last_reload: Option<LastReload>,
+}
+#[derive(Serialize)]
+struct LastReload {
+    at: Timestamp,
+    /// Why it was refused, and nothing touched; null: it was made.
+    error: Option<String>,
 }
 impl From<AgentView> for Shown {
     fn from(view: AgentView) -> Self {
@@ -40,6 +48,9 @@ impl From<AgentView> for Shown {
             http: view.http,
             stopping: view.stopping,
             log_level: view.log_level,
+            last_reload: view
+                .last_reload
+                .map(|ReloadView { at, error }| LastReload { at, error }),
         }
     }
 }

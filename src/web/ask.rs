@@ -6,8 +6,8 @@ use actix::prelude::*;
 use crate::{
     messages::{
         control::{
-            AskActors, AskAgent, AskConfig, AskFiles, AskHealth, AskLogs, AskMetrics, AskPipelines, AskReopen, AskStop,
-            AskWhy, SetLogLevel,
+            AskActors, AskAgent, AskConfig, AskFiles, AskHealth, AskLogs, AskMetrics, AskPipelines, AskReload,
+            AskReopen, AskStop, AskWhy, SetLogLevel,
         },
         jobs::{AskJob, AskJobs, AskOutput, AskRuns, CheckJob, JobCommand, WriteJob},
     },
@@ -45,6 +45,7 @@ questions! {
     logs: AskLogs,
     stop: AskStop,
     reopen: AskReopen,
+    reload: AskReload,
     log_level: SetLogLevel,
     jobs: AskJobs,
     job: AskJob,
@@ -62,7 +63,14 @@ impl Ask {
         M: Message + Send,
         M::Result: Send,
     {
-        match tokio::time::timeout(self.limit, to.send(question)).await {
+        self.put_within(self.limit, to, question).await
+    }
+    pub async fn put_within<M>(&self, limit: Duration, to: &Recipient<M>, question: M) -> Result<M::Result, Problem>
+    where
+        M: Message + Send,
+        M::Result: Send,
+    {
+        match tokio::time::timeout(limit, to.send(question)).await {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(_)) | Err(_) => Err(Problem::unavailable("the agent's root does not answer")),
         }

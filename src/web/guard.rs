@@ -8,6 +8,7 @@ use std::{
     any::Any,
     net::IpAddr,
     pin::Pin,
+    sync::atomic::Ordering::Relaxed,
     task::{Context, Poll},
 };
 
@@ -183,7 +184,13 @@ pub async fn members_only(
         return Ok(req.error_response(Problem::unavailable("the agent's pages are not set up")));
     };
     let peer = || req.peer_addr().map_or("socket".to_owned(), |peer| peer.to_string());
-    let admitted = admit(way, shown(req.request(), &state), write, x_agent, state.insecure_remote);
+    let admitted = admit(
+        way,
+        shown(req.request(), &state),
+        write,
+        x_agent,
+        state.insecure_remote.load(Relaxed),
+    );
     if let Err(refusal) = admitted {
         slog::debug!(state.log, "request refused"; "path" => req.path(), "why" => ?refusal, "peer" => peer());
         return Ok(req.error_response(Problem::from(refusal)));

@@ -21,6 +21,9 @@ use crate::{
 
 /// How often, and after which wait, it is looked whether a written job is known.
 const KNOWN_LOOKS: u32 = 50;
+/// How often the store is asked to write, and the wait between.
+const WRITE_TRIES: u32 = 10;
+const WRITE_WAIT: Duration = Duration::from_millis(100);
 const KNOWN_WAIT: Duration = Duration::from_millis(20);
 
 #[derive(Serialize)]
@@ -173,7 +176,7 @@ pub async fn put(
             task_id,
             value: Some(value),
         };
-        let written = state.ask.put(&state.ask.write_job, write).await?.map_err(refused)?;
+        let written = write_soon(&state, write).await?.map_err(refused)?;
         done.key = Some(written.key.path());
         done.mod_revision = Some(written.mod_revision);
         done.existed = written.existed;
@@ -192,7 +195,7 @@ pub async fn remove(
         value: None,
     };
     let unknown = unknown(&write.task_id);
-    let written = state.ask.put(&state.ask.write_job, write).await?;
+    let written = write_soon(&state, write).await?;
     let written = written.map_err(|error| match error {
         WriteRefused::Unknown => unknown,
         other => refused(other),
@@ -246,6 +249,18 @@ pub async fn order(
     }
 }
 
+/// A store that is just being opened, or comes back, is asked again: the same value written twice is the same.
+async fn write_soon(state: &State, write: WriteJob) -> Result<Result<Written, WriteRefused>, Problem> {
+    let mut tries = 1;
+    loop {
+        let written = state.ask.put(&state.ask.write_job, write.clone()).await?;
+        if tries == WRITE_TRIES || !matches!(written, Err(WriteRefused::Store(_))) {
+            return Ok(written);
+        }
+        tries += 1;
+        tokio::time::sleep(WRITE_WAIT).await;
+    }
+}
 /// Until the runner has what was written: whoever put a job can order it at once. For a while only: the store's watch is not ours.
 async fn known(state: &State, written: &Written) -> Result<Option<(&'static str, String)>, Problem> {
     for _ in 0..KNOWN_LOOKS {

@@ -2,7 +2,7 @@
 //! change inside the agent changes no answer by accident.
 //!
 //! Pages know the agent through `Ask` only. They read; what changes something is a message to Root.
-use std::sync::Arc;
+use std::sync::{Arc, atomic::AtomicBool};
 
 use actix_web::{
     FromRequest, Handler, HttpResponse, Resource, Responder, Route, guard as only,
@@ -29,6 +29,7 @@ mod open;
 mod orders;
 mod pipelines;
 mod problem;
+mod reload;
 mod runs;
 mod session;
 pub mod tls;
@@ -43,7 +44,7 @@ pub struct State {
     /// Empty: nobody has it.
     pub token: String,
     /// The token may be shown over an unencrypted connection from another host.
-    pub insecure_remote: bool,
+    pub insecure_remote: AtomicBool,
     pub sessions: session::Sessions,
     pub log: slog::Logger,
     pub metrics: SharedMetrics,
@@ -102,6 +103,7 @@ pub fn routes(state: SharedState) -> impl FnOnce(&mut ServiceConfig) {
                             .service(page("/config", config::show))
                             .service(page("/logs", logs::show))
                             .service(at("/stop", "POST", [web::post().to(orders::stop)]))
+                            .service(at("/reload", "POST", [web::post().to(reload::run)]))
                             .service(at("/reopen", "POST", [web::post().to(orders::reopen)]))
                             .service(at(
                                 "/log-level",

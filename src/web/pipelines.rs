@@ -24,6 +24,8 @@ struct Pipeline {
     ended: bool,
     /// Why the input cannot be read at present.
     error: Option<String>,
+    /// How the input reads at present, if an operator should know: it polls, and why. No trouble.
+    note: Option<String>,
     outputs: Vec<Output>,
 }
 #[derive(Serialize)]
@@ -53,6 +55,7 @@ impl From<PipelineView> for Pipeline {
             filtered: view.filtered,
             ended: view.ended,
             error: view.error,
+            note: view.note,
             outputs: view.outputs.into_iter().map(Output::from).collect(),
         }
     }

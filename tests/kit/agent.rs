@@ -62,33 +62,69 @@ impl Place {
     pub fn start(&self, settings: &Path, stdout: Stdio) -> Running {
         self.start_with(settings, stdout, "")
     }
+    /// The same without any right that root has.
+    pub fn start_as_nobody(&self, settings: &Path) -> Running {
+        let (nobody, root) = (65534, nix::unistd::geteuid().is_root());
+        let mut command = self.start_command(settings);
+        if root {
+            // Who is nobody may not look into root's directories: the binary comes along.
+            let binary = self.path("agent");
+            std::fs::copy(command.get_program(), &binary).unwrap();
+            for path in [self.path(""), self.path("in"), binary.clone()] {
+                std::os::unix::fs::chown(path, Some(nobody), Some(nobody)).unwrap();
+            }
+            let files = std::fs::read_dir(self.path("in"))
+                .unwrap()
+                .map(|file| file.unwrap().path());
+            files.for_each(|path| std::os::unix::fs::chown(path, Some(nobody), Some(nobody)).unwrap());
+            let mut lowered = Command::new("setpriv");
+            lowered.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--"]);
+            lowered.arg(binary).args(command.get_args()).stdin(Stdio::null());
+            command = lowered;
+        }
+        self.until_ready(command.stdout(Stdio::null()))
+    }
     /// The same, with failpoints as `name=5%panic;…` (they need the feature of that name).
     pub fn start_with(&self, settings: &Path, stdout: Stdio, failpoints: &str) -> Running {
-        let log = std::fs::File::create(self.path("log")).unwrap();
+        self.until_ready(
+            self.start_command(settings)
+                .env("FAILPOINTS", failpoints)
+                .stdout(stdout),
+        )
+    }
+    fn start_command(&self, settings: &Path) -> Command {
         let mut args = vec!["start", "--foreground", "-config", settings.to_str().unwrap()];
         if !std::fs::read_to_string(settings).unwrap().contains("[http]") {
             args.push("-http-address=off");
         }
-        let child = self
-            .command(&args)
-            .env("FAILPOINTS", failpoints)
-            .stdout(stdout)
-            .stderr(log)
-            .spawn()
-            .unwrap();
-        let running = Running(child);
+        self.command(&args)
+    }
+    fn until_ready(&self, command: &mut Command) -> Running {
+        let log = std::fs::File::create(self.path("log")).unwrap();
+        let mut running = Running(command.stderr(log).spawn().unwrap());
         until("the agent is ready", || {
-            String::from_utf8_lossy(&self.read("log")).contains("\"msg\":\"ready\"")
+            let log = self.read("log");
+            let log = String::from_utf8_lossy(&log);
+            let ended = running.0.try_wait().unwrap();
+            assert!(ended.is_none(), "it ended at once, {ended:?}: {log}");
+            log.contains("\"msg\":\"ready\"")
         });
         running
     }
     /// What the agent shows there: status and body.
     pub fn get(&self, page: &str) -> (u16, String) {
+        self.ask("GET", page)
+    }
+    /// What it answers to `agent reload --json`, without the process.
+    pub fn reload(&self) -> (u16, String) {
+        self.ask("POST", "/api/v1/reload")
+    }
+    fn ask(&self, method: &str, page: &str) -> (u16, String) {
         let mut socket = UnixStream::connect(self.path("data/agent.sock")).unwrap();
         socket.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
         write!(
             socket,
-            "GET {page} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+            "{method} {page} HTTP/1.1\r\nHost: localhost\r\nX-Agent: test\r\nConnection: close\r\n\r\n"
         )
         .unwrap();
         let mut answer = String::new();
@@ -149,11 +185,13 @@ fn is_client(args: &[&str]) -> bool {
         "status",
         "version",
         "plugins",
+        "try",
         "files",
         "why",
         "jobs",
         "doctor",
         "log-level",
+        "reload",
     ];
     args.first().is_some_and(|first| clients.contains(first))
 }

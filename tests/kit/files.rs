@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     fs,
     ops::RangeInclusive,
+    os::fd::AsFd,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
     time::Duration,
@@ -15,13 +16,49 @@ use luffly_agent::{
     model::{FileBoard, FileStatus, Host, Mark},
     os,
     plugins::{
-        Table,
-        inputs::{Input, InputContext, Next, Tally, Want, file},
+        Plugin, Table,
+        inputs::{Build, Input, InputContext, Next, Tally, Want, file},
     },
 };
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::Value;
 use tempfile::TempDir;
 
+/// Test files that end in `_v2` are about that version of the plugin, all others about the first.
+fn plugin() -> &'static Plugin<Build> {
+    match env!("CARGO_CRATE_NAME").ends_with("_v2") {
+        true => &file::PLUGIN_V2,
+        false => &file::PLUGIN_V1,
+    }
+}
+pub fn is_v2() -> bool {
+    plugin().tag == "v2"
+}
+/// In a place without inotify `file:v2` polls, too.
+pub const NO_EVENTS: &str = "TEST_WITHOUT_EVENTS";
+pub fn is_told() -> bool {
+    is_v2() && std::env::var_os(NO_EVENTS).is_none()
+}
+/// Runs cases of this very test file again, somewhere else: `command` gets the program and its arguments as `"$@"`.
+pub fn again(command: &str, envs: &[(&str, &str)], cases: &[&str]) {
+    let output = std::process::Command::new("unshare")
+        .args(["--user", "--map-root-user", "--mount", "sh", "-ec", command, "sh"])
+        .arg(std::env::current_exe().unwrap())
+        .args(cases)
+        .envs(envs.iter().copied())
+        .output()
+        .expect("`unshare` (util-linux) is missing: it makes the place for this test");
+    let (out, err) = (
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    );
+    assert!(
+        output.status.success(),
+        "`{command}` in namespaces of its own (user namespaces must be allowed here):\n{out}{err}"
+    );
+    let ran = out.matches(" ... ok").count();
+    assert!(ran >= cases.len(), "only {ran} cases were run:\n{out}");
+}
 /// One numbered line: whose it is, which one, a checksum of both.
 pub fn text(id: &str, seq: usize) -> String {
     let line = format!("{id} {seq:06}");
@@ -83,6 +120,8 @@ pub struct Rig {
     journal: Option<SharedJournal>,
     input: Option<Box<dyn Input>>,
     pub once: bool,
+    /// The other version of the plugin is mounted next.
+    pub other_version: bool,
     pub keeps_journal: bool,
     /// The outputs settle what they get.
     pub settling: bool,
@@ -92,6 +131,8 @@ pub struct Rig {
     unsettled: Vec<(Mark, usize)>,
     pub last_size: usize,
     pub last_lines: usize,
+    /// What the path of the last chunk's file says.
+    pub tags: Vec<(&'static str, String)>,
     /// Time that this thread has worked within the input.
     pub cpu: Duration,
 }
@@ -117,6 +158,7 @@ impl Rig {
             journal: None,
             input: None,
             once: false,
+            other_version: false,
             keeps_journal: true,
             settling: true,
             got: Vec::new(),
@@ -124,13 +166,14 @@ impl Rig {
             unsettled: Vec::new(),
             last_size: 0,
             last_lines: 0,
+            tags: Vec::new(),
             cpu: Duration::ZERO,
         }
     }
     /// Why these options are refused.
     pub fn refusal(options: Value) -> String {
         let table = Table(options.as_object().unwrap().clone());
-        (file::PLUGIN_V1.check)(&table)
+        (plugin().check)(&table)
             .expect_err(&format!("{options} is accepted"))
             .to_string()
     }
@@ -141,13 +184,33 @@ impl Rig {
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
-    pub fn append(&self, name: &str, text: &str) {
+    pub fn append(&self, name: &str, text: impl AsRef<[u8]>) {
         let mut file = fs::File::options()
             .append(true)
             .create(true)
             .open(self.path(name))
             .unwrap();
-        std::io::Write::write_all(&mut file, text.as_bytes()).unwrap();
+        std::io::Write::write_all(&mut file, text.as_ref()).unwrap();
+    }
+
+    /// As `gzip` does: the packed file first, then the plain one goes.
+    pub fn pack(&self, name: &str) {
+        let text = fs::read(self.path(name)).unwrap();
+        let packed = format!("{name}.gz");
+        self.write_packed(&packed, &[&text]);
+        let modified = fs::metadata(self.path(name)).unwrap().modified().unwrap();
+        let file = fs::File::options().write(true).open(self.path(&packed)).unwrap();
+        file.set_modified(modified).unwrap();
+        fs::remove_file(self.path(name)).unwrap();
+    }
+    /// A gzip file of these members.
+    pub fn write_packed(&self, name: &str, members: &[&[u8]]) {
+        let mut file = fs::File::create(self.path(name)).unwrap();
+        for member in members {
+            let mut encoder = flate2::write::GzEncoder::new(&mut file, flate2::Compression::fast());
+            std::io::Write::write_all(&mut encoder, member).unwrap();
+            encoder.finish().unwrap();
+        }
     }
 
     /// `name.1` becomes `name.2`, and so on up to `count`.
@@ -188,10 +251,19 @@ impl Rig {
             tally: self.tally.clone(),
         }
     }
+    fn plugin(&self) -> &'static Plugin<Build> {
+        match is_v2() != self.other_version {
+            true => &file::PLUGIN_V2,
+            false => &file::PLUGIN_V1,
+        }
+    }
+    pub fn note(&mut self) -> Option<String> {
+        self.mount().note().map(str::to_owned)
+    }
     fn mount(&mut self) -> &mut Box<dyn Input> {
         if self.input.is_none() {
             let context = self.context();
-            let input = (file::PLUGIN_V1.build)(&self.table, context);
+            let input = (self.plugin().build)(&self.table, context);
             self.input = Some(input.unwrap_or_else(|error| panic!("{error}")));
         }
         self.input.as_mut().unwrap()
@@ -210,6 +282,7 @@ impl Rig {
             assert_eq!(chunk.mark.is_some(), self.keeps_journal);
             self.last_size += chunk.events.size();
             self.last_lines += chunk.events.len();
+            self.tags.clone_from(&chunk.origin.tags);
             self.got.extend(
                 chunk
                     .events
@@ -284,7 +357,16 @@ impl Rig {
         let began = std::time::Instant::now();
         while began.elapsed() < time {
             if let Next::Idle(wait) = self.read(want) {
-                std::thread::sleep(wait.min(time.saturating_sub(began.elapsed())));
+                let wait = wait.min(time.saturating_sub(began.elapsed()));
+                match self.mount().news() {
+                    Some(news) => {
+                        std::thread::sleep(news.rest.min(wait));
+                        let mut fds = [PollFd::new(news.fd.as_fd(), PollFlags::POLLIN)];
+                        let wait = wait.saturating_sub(news.rest);
+                        poll(&mut fds, PollTimeout::try_from(wait).unwrap()).unwrap();
+                    }
+                    None => std::thread::sleep(wait),
+                }
             }
         }
     }
@@ -369,6 +451,9 @@ impl Rig {
 
     pub fn count(&self, name: &str) -> u64 {
         self.tally.0.lock().unwrap().get(name).copied().unwrap_or(0)
+    }
+    pub fn reset_counts(&self) {
+        self.tally.0.lock().unwrap().clear();
     }
     pub fn logged(&self, words: &str) -> usize {
         self.log

@@ -13,17 +13,20 @@ use bytes::Bytes;
 use luffly_agent::{
     actors::{
         collect::{
-            collector::{Collector, CollectorParts},
-            filter_stage::{Edge, FilterStage, FilterStageParts},
+            collector::{Collector, CollectorParts, InputHeir, Links},
+            filter_stage::{Edge, FilterStage, FilterStageParts, NextFilter},
             memory,
             meter::{OutputMeter, PipelineMeter},
-            sink::{Sink, SinkParts},
+            sink::{Sink, SinkHeir, SinkParts, SinkRules},
         },
-        kit::{Carried, Port, Pulse, Restarts, SharedPulse, Stopping, Weight, supervise},
+        kit::{Carried, Farewell, Port, Pulse, Restarts, SharedPulse, Stopping, Weight, supervise},
     },
     clock,
     deadletter::DeadLetter,
-    messages::collect::{AwaitEnd, ObserveCollector, ObserveSink, Ship},
+    messages::{
+        collect::{AwaitEnd, HandOver, Join, Joined, ObserveCollector, ObserveSink, Relink, Retire, Rewire, Ship},
+        control::Drain,
+    },
     metrics::{Metrics, SharedMetrics},
     model::{Batch, Chunk, Events, Host, Origin},
     plugins::{
@@ -116,6 +119,7 @@ impl Numbers {
             origin: Arc::new(Origin {
                 host: host(),
                 path: None,
+                tags: Vec::new(),
             }),
         }
     }
@@ -155,6 +159,8 @@ impl Input for Numbers {
 pub struct Through {
     pub dice: Dice,
     pub deadly: HashSet<&'static str>,
+    /// Always falls over a batch of more events than this.
+    pub most: Option<usize>,
     /// How often each event came through.
     pub calls: Arc<Mutex<HashMap<Vec<u8>, u32>>>,
 }
@@ -164,7 +170,7 @@ impl Filter for Through {
         let falls = events
             .iter()
             .any(|e| self.deadly.contains(std::str::from_utf8(e).unwrap()));
-        assert!(!falls, "fell");
+        assert!(!falls && self.most.is_none_or(|most| events.len() <= most), "fell");
         let mut calls = self.calls.lock().unwrap();
         events
             .iter()
@@ -180,6 +186,8 @@ pub struct Target(pub Arc<TargetInner>);
 #[derive(Default)]
 pub struct TargetInner {
     lines: Mutex<Vec<u64>>,
+    /// Who writes to it.
+    open: AtomicU64,
     /// While set, it takes nothing and says so.
     pub broken: AtomicBool,
     /// While set, it hangs.
@@ -200,7 +208,8 @@ pub struct Memory {
     pub target: Target,
     pub dice: Dice,
     pub errs: Dice,
-    settled: usize,
+    /// None: not opened yet, it will go on behind what is there.
+    settled: Option<usize>,
 }
 impl Memory {
     pub fn new(target: &Target, dice: &Dice, errs: &Dice) -> Self {
@@ -208,17 +217,33 @@ impl Memory {
             target: target.clone(),
             dice: dice.clone(),
             errs: errs.clone(),
-            settled: 0,
+            settled: None,
+        }
+    }
+}
+impl Drop for Memory {
+    fn drop(&mut self) {
+        if let Some(settled) = self.settled {
+            self.target.0.lines.lock().unwrap().truncate(settled);
+            self.target.0.open.fetch_sub(1, SeqCst);
         }
     }
 }
 impl Output for Memory {
     fn write(&mut self, batches: &[Batch]) -> Written {
-        self.target.0.lines.lock().unwrap().truncate(self.settled);
+        let settled = match self.settled {
+            Some(settled) => settled,
+            None => {
+                let writers = self.target.0.open.fetch_add(1, SeqCst) + 1;
+                assert_eq!(writers, 1, "two write to one target");
+                *self.settled.insert(self.target.len())
+            }
+        };
+        self.target.0.lines.lock().unwrap().truncate(settled);
         while self.target.0.hangs.load(SeqCst) {
             std::thread::park_timeout(Duration::from_millis(1));
         }
-        let mut whole = self.settled; // said to be delivered only on return
+        let mut whole = settled; // said to be delivered only on return
         for (i, batch) in batches.iter().enumerate() {
             self.dice.roll();
             for event in batch.events.iter() {
@@ -232,12 +257,12 @@ impl Output for Memory {
             self.dice.roll();
             if self.errs.hits() || self.target.0.broken.load(SeqCst) {
                 let stopped = Some(OutputError::Retry("out of order".into()));
-                self.settled = whole;
+                self.settled = Some(whole);
                 return Written { batches: i, stopped };
             }
             whole = self.target.len();
         }
-        self.settled = whole;
+        self.settled = Some(whole);
         Written::all(batches.len())
     }
     fn syncer(&mut self) -> Syncer {
@@ -273,8 +298,22 @@ fn losing(to: Recipient<Carried<Ship>>, dice: &Dice) -> Recipient<Carried<Ship>>
     Loses { to, dice: dice.clone() }.start().recipient()
 }
 
+fn raise<A>(stopping: &Stopping, pulse: &SharedPulse, make: impl FnOnce(Farewell) -> A) -> Addr<A>
+where
+    A: Supervised + Actor<Context = Context<A>>,
+{
+    let log = slog::Logger::root(slog::Discard, slog::o!());
+    supervise(Restarts::DATA, stopping.clone(), pulse.clone(), log, |ctx, farewell| {
+        ctx.set_mailbox_capacity(4096);
+        make(farewell)
+    })
+    .0
+}
+
 pub struct Plan {
     pub input: Box<dyn Input>,
+    /// Before and behind `filter`.
+    pub around: [Option<Box<dyn Filter>>; 2],
     pub filter: Through,
     pub outputs: Vec<(Memory, WhenFull, WhenFull)>,
     pub read_size: u32,
@@ -284,6 +323,14 @@ pub struct Plan {
     pub retry: Duration,
     /// Messages between the stages are lost.
     pub losses: Dice,
+}
+pub fn rules(events: u32, retry: Duration, when_full: WhenFull, degrade: WhenFull) -> SinkRules {
+    SinkRules {
+        when_full,
+        degrade,
+        most: Weight { events, kib: 1024 },
+        backoff: Backoff::new(retry / 4, retry),
+    }
 }
 pub struct House {
     pub metrics: SharedMetrics,
@@ -295,6 +342,11 @@ pub struct House {
     pub meters: Vec<OutputMeter>,
     pub pulses: Vec<SharedPulse>,
     pub letters: std::path::PathBuf,
+    edges: Vec<Edge>,
+    when_full: Vec<WhenFull>,
+    next: Port<Ship>,
+    write_size: u32,
+    dead_letter: Arc<DeadLetter>,
     _dir: tempfile::TempDir,
 }
 impl House {
@@ -313,17 +365,6 @@ impl House {
             pulses.push(pulse.clone());
             pulse
         };
-        fn raise<A>(stopping: &Stopping, pulse: &SharedPulse, make: impl FnOnce() -> A) -> Addr<A>
-        where
-            A: Supervised + Actor<Context = Context<A>>,
-        {
-            let log = slog::Logger::root(slog::Discard, slog::o!());
-            supervise(Restarts::DATA, stopping.clone(), pulse.clone(), log, |ctx, _| {
-                ctx.set_mailbox_capacity(4096);
-                make()
-            })
-            .0
-        }
         let (mut sinks, mut edges, mut meters) = (vec![], vec![], vec![]);
         for (i, (output, when_full, degrade)) in plan.outputs.into_iter().enumerate() {
             let (label, pulse) = (format!("o{i}"), pulse(&format!("sink/t/o{i}")));
@@ -331,13 +372,8 @@ impl House {
             let parts = SinkParts {
                 number: i as u32,
                 output: Box::new(output),
-                when_full,
-                degrade,
-                most: Weight {
-                    events: plan.write_size,
-                    kib: 1024,
-                },
-                backoff: Backoff::new(plan.retry / 4, plan.retry),
+                rules: rules(plan.write_size, plan.retry, when_full, degrade),
+                joined: None,
                 meter: meter.clone(),
                 pipeline: "t".into(),
                 label: label.as_str().into(),
@@ -346,7 +382,7 @@ impl House {
                 clock: clock::system(),
                 log: log.clone(),
             };
-            let addr = raise(&stopping, &pulse, || Sink::new(parts));
+            let addr = raise(&stopping, &pulse, |farewell| Sink::new(parts, farewell));
             let port = Port::new(
                 losing(addr.clone().recipient(), &plan.losses),
                 Weight {
@@ -355,7 +391,8 @@ impl House {
                 },
             );
             edges.push(Edge {
-                port,
+                number: i as u32,
+                port: Some(port),
                 waits: when_full == WhenFull::Block,
                 meter: meter.clone(),
             });
@@ -365,25 +402,32 @@ impl House {
         let meter = PipelineMeter::new(&metrics, "t");
         let filter_pulse = pulse("filter/t");
         let parts = FilterStageParts {
-            filters: vec![("through".into(), Box::new(plan.filter))],
-            edges,
+            filters: {
+                let [before, behind] = plan
+                    .around
+                    .map(|filter| filter.map(|filter| ("around".to_owned(), filter)));
+                let through: (String, Box<dyn Filter>) = ("through".into(), Box::new(plan.filter));
+                before.into_iter().chain([through]).chain(behind).collect()
+            },
+            edges: edges.clone(),
             meter: meter.clone(),
             pipeline: "t".into(),
-            letters,
+            letters: letters.clone(),
             pulse: filter_pulse.clone(),
             log: log.clone(),
         };
-        let filter = raise(&stopping, &filter_pulse, || FilterStage::new(parts));
+        let filter = raise(&stopping, &filter_pulse, |farewell| FilterStage::new(parts, farewell));
         let collector_pulse = pulse("collector/t");
+        let next = Port::new(
+            losing(filter.clone().recipient(), &plan.losses),
+            Weight {
+                events: plan.read_size,
+                kib: 1024,
+            },
+        );
         let parts = CollectorParts {
             input: plan.input,
-            next: Port::new(
-                losing(filter.clone().recipient(), &plan.losses),
-                Weight {
-                    events: plan.read_size,
-                    kib: 1024,
-                },
-            ),
+            next: next.clone(),
             sinks: sinks
                 .iter()
                 .filter(|(_, w)| *w == WhenFull::Block)
@@ -398,9 +442,9 @@ impl House {
             clock: clock::system(),
             log,
         };
-        let collector = raise(&stopping, &collector_pulse, || Collector::new(parts));
-        let sinks = sinks.into_iter().map(|(sink, _)| sink).collect();
-        let letters = dir.path().join("t.jsonl");
+        let collector = raise(&stopping, &collector_pulse, |farewell| Collector::new(parts, farewell));
+        let (sinks, when_full) = sinks.into_iter().unzip();
+        let (dead_letter, letters) = (letters, dir.path().join("t.jsonl"));
         Self {
             metrics,
             stopping,
@@ -411,6 +455,11 @@ impl House {
             meters,
             pulses,
             letters,
+            edges,
+            when_full,
+            next,
+            write_size: plan.write_size,
+            dead_letter,
             _dir: dir,
         }
     }
@@ -428,24 +477,32 @@ impl House {
     }
     /// What each output still has to do: in its own queue, and in the Collector's window.
     pub async fn waiting(&self) -> Vec<u64> {
-        let mut waiting = self.collector.send(ObserveCollector).await.unwrap().waiting;
-        for (i, sink) in self.sinks.iter().enumerate() {
-            waiting[i] += sink.send(ObserveSink).await.unwrap().queued;
+        self.waiting_and_missed().await.0
+    }
+    /// And what came before it joined.
+    pub async fn waiting_and_missed(&self) -> (Vec<u64>, Vec<u64>) {
+        let view = said(&self.collector, || ObserveCollector).await;
+        let (mut waiting, mut missed) = (vec![], vec![]);
+        for (edge, sink) in self.edges.iter().zip(&self.sinks) {
+            let queued = said(sink, || ObserveSink).await.queued;
+            waiting.push(view.waiting[edge.number as usize] + queued);
+            missed.push(view.missed[edge.number as usize]);
         }
-        waiting
+        (waiting, missed)
     }
     /// in = filtered + delivered + dropped + dead + waiting, at every output.
     pub async fn conserved(&self) {
-        let waiting = self.waiting().await;
+        let (waiting, missed) = self.waiting_and_missed().await;
         for (i, meter) in self.meters.iter().enumerate() {
             let out = [
                 meter.delivered.get(),
                 meter.all_dropped(),
                 meter.all_dead(),
                 waiting[i],
+                missed[i],
                 self.meter.all_filtered(),
             ];
-            let what = "[delivered, dropped, dead, waiting, filtered]";
+            let what = "[delivered, dropped, dead, waiting, missed, filtered]";
             assert_eq!(
                 self.meter.events_in.get(),
                 out.iter().sum::<u64>(),
@@ -453,9 +510,145 @@ impl House {
             );
         }
     }
+    // ---- what a reload does, as `actors::root::reload` does it
+    /// This output's plugin is replaced, and it is told these rules. The answer comes when it was.
+    pub async fn replace(&self, at: usize, output: Option<Memory>, when_full: WhenFull) {
+        let heir = SinkHeir {
+            output: output.map(|output| Box::new(output) as _),
+            rules: rules(self.write_size, Duration::from_millis(4), when_full, when_full),
+            mailbox: 4096,
+        };
+        let slot = Arc::new(Mutex::new(Some(heir)));
+        said(&self.sinks[at], || HandOver(slot.clone())).await;
+    }
+    /// Other rules for an output that goes on.
+    pub async fn set_policy(&mut self, at: usize, when_full: WhenFull) {
+        self.when_full[at] = when_full;
+        self.edges[at].waits = when_full == WhenFull::Block;
+        self.replace(at, None, when_full).await;
+        self.relink().await;
+        self.rewire().await;
+    }
+    pub async fn rewire(&self) {
+        said(&self.filter, || Rewire(self.edges.clone())).await;
+    }
+    /// Ports of another size, for all.
+    pub async fn resize(&mut self, events: u32) {
+        let weight = Weight { events, kib: 1024 };
+        for (edge, sink) in self.edges.iter_mut().zip(&self.sinks) {
+            edge.port = Some(Port::new(sink.clone().recipient(), weight));
+        }
+        self.next = Port::new(self.filter.clone().recipient(), weight);
+        self.relink().await;
+        self.rewire().await;
+    }
+    pub async fn relink(&self) {
+        let blocking = self.sinks.iter().zip(&self.when_full);
+        let links = Links {
+            next: self.next.clone(),
+            sinks: blocking
+                .filter(|(_, w)| **w == WhenFull::Block)
+                .map(|(s, _)| s.clone().recipient())
+                .collect(),
+            outputs: self.edges.iter().map(|edge| edge.number).collect(),
+            share: 1 << 19,
+            max_rate: None,
+        };
+        said(&self.collector, || Relink(links.clone())).await;
+    }
+    /// One more output; the first batch that is its own.
+    pub async fn join(&mut self, output: Memory, when_full: WhenFull) -> Joined {
+        let number = (0..64).find(|n| !self.edges.iter().any(|e| e.number == *n)).unwrap();
+        let label = format!("o{number}");
+        let meter = OutputMeter::new(&self.metrics, "t", &label);
+        self.edges.push(Edge {
+            number,
+            port: None,
+            waits: true,
+            meter: meter.clone(),
+        });
+        self.rewire().await;
+        let joined = said(&self.collector, || Join(number)).await;
+        let pulse = Pulse::new(format!("sink/t/{label}"), self.metrics.restarts.clone());
+        self.pulses.push(pulse.clone());
+        let parts = SinkParts {
+            number,
+            output: Box::new(output),
+            rules: rules(self.write_size, Duration::from_millis(4), when_full, when_full),
+            joined: Some(joined),
+            meter: meter.clone(),
+            pipeline: "t".into(),
+            label: label.as_str().into(),
+            letters: self.dead_letter.clone(),
+            pulse: pulse.clone(),
+            clock: clock::system(),
+            log: slog::Logger::root(slog::Discard, slog::o!()),
+        };
+        let addr = raise(&self.stopping, &pulse, |farewell| Sink::new(parts, farewell));
+        let weight = Weight {
+            events: self.write_size,
+            kib: 1024,
+        };
+        let edge = self.edges.last_mut().unwrap();
+        edge.port = Some(Port::new(addr.clone().recipient(), weight));
+        edge.waits = when_full == WhenFull::Block;
+        self.sinks.push(addr);
+        self.when_full.push(when_full);
+        self.meters.push(meter);
+        self.relink().await;
+        self.rewire().await;
+        joined
+    }
+    /// The output leaves; its counters.
+    pub async fn remove(&mut self, at: usize, drained: bool) -> OutputMeter {
+        self.edges.remove(at);
+        self.when_full.remove(at);
+        let (sink, meter) = (self.sinks.remove(at), self.meters.remove(at));
+        self.rewire().await;
+        self.relink().await;
+        if drained {
+            said(&sink, || Drain).await;
+        }
+        said(&sink, || Retire).await;
+        until("it has left for good", async || !sink.connected()).await;
+        meter
+    }
+    pub async fn change_filters(&self, next: Vec<NextFilter>) {
+        let slot = Arc::new(Mutex::new(Some(next)));
+        said(&self.filter, || HandOver(slot.clone())).await;
+    }
+    pub async fn change_input(&self, input: impl Input + 'static) {
+        let heir = InputHeir {
+            input: Box::new(input),
+            board: Arc::default(),
+        };
+        let slot = Arc::new(Mutex::new(Some(heir)));
+        said(&self.collector, || HandOver(slot.clone())).await;
+    }
     pub fn falls(&self) -> u64 {
         self.pulses.iter().flat_map(|p| p.causes()).map(|(_, n)| n).sum()
     }
+}
+/// Asks again when the message was lost in a fall.
+pub async fn said<A, M>(addr: &Addr<A>, message: impl Fn() -> M) -> M::Result
+where
+    M: Message + Send + 'static,
+    M::Result: Send,
+    A: Actor + Handler<M>,
+    A::Context: actix::dev::ToEnvelope<A, M>,
+{
+    let limit = Duration::from_secs(60);
+    let asked = async {
+        loop {
+            match addr.send(message()).await {
+                Ok(answer) => return answer,
+                Err(_) => tokio::time::sleep(Duration::from_millis(1)).await,
+            }
+        }
+    };
+    tokio::time::timeout(limit, asked)
+        .await
+        .expect("an answer within a minute")
 }
 pub async fn until(what: &str, is: impl AsyncFn() -> bool) {
     let began = Instant::now();

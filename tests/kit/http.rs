@@ -338,6 +338,7 @@ answers! {
         http: Some("0.0.0.0:10630".into()),
         stopping: false,
         log_level: "info".into(),
+        last_reload: None,
     };
     AskActors => Vec<ActorView>: |root, _| "actors", vec![
         ActorView {
@@ -367,6 +368,7 @@ answers! {
         ended: false,
         error: None,
         checkpoint_error: None,
+        note: None,
         unsettled: 0,
         rewinds: true,
         outputs: vec![OutputView {
@@ -409,6 +411,10 @@ answers! {
     AskLogs => Vec<String>: |root, AskLogs(n)| format!("logs {n}"), vec!["first".into(), "last".into()];
     AskStop => (): |root, _| "STOP", ();
     AskReopen => (): |root, _| "REOPEN", ();
+    AskReload => Result<Reloaded, ReloadRefused>: |root, _| "RELOAD", Ok(Reloaded {
+        changed: vec![KeyChange { key: "log.level".into(), from: "info".into(), to: "debug".into() }],
+        ..Reloaded::default()
+    });
     SetLogLevel => (): |root, order| format!("SET {:?} {:?}", order.level, order.revert_after), ();
     AskJobs => Vec<JobView>: |root, _| "jobs", vec![];
     AskJob => Option<Box<JobDetail>>: |root, ask| format!("job {}", ask.task_id), None;

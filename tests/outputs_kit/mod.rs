@@ -40,6 +40,15 @@ pub fn context(pipeline: &str, clock: &Arc<ManualClock>) -> OutputContext {
         clock: clock.clone(),
     }
 }
+pub fn filter_context(clock: &Arc<ManualClock>) -> luffly_agent::plugins::filters::FilterContext {
+    luffly_agent::plugins::filters::FilterContext {
+        pipeline: "p".into(),
+        label: "f".into(),
+        log: slog::Logger::root(slog::Discard, slog::o!()),
+        clock: clock.clone(),
+        tally: Arc::new(luffly_agent::plugins::inputs::NoTally),
+    }
+}
 pub fn build(name: &str, options: serde_json::Value, context: OutputContext) -> Box<dyn Output> {
     let plugin = CATALOG.iter().find(|p| p.name == name).unwrap();
     let table = Table(options.as_object().unwrap().clone());
@@ -66,6 +75,7 @@ pub fn batch_of(seq: u64, events: Events) -> Batch {
         Arc::new(Origin {
             host: host(),
             path: Some("/var/log/app.log".into()),
+            tags: Vec::new(),
         })
     };
     Batch {
@@ -86,6 +96,7 @@ pub fn from(path: impl Into<PathBuf>, batch: Batch) -> Batch {
     let origin = Arc::new(Origin {
         host: host(),
         path: Some(path.into()),
+        tags: Vec::new(),
     });
     Batch { origin, ..batch }
 }

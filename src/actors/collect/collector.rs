@@ -1,33 +1,39 @@
 //! Mounts an Input: reads batches, numbers them, sends them on, and keeps each until everyone who had to has settled it.
-//! Hears: Fate, AwaitEnd, Drain, ObserveCollector. Says: Ship → FilterStage, SyncNow → Sinks.
+//! Hears: Fate, AwaitEnd, Join, Relink, HandOver, Drain, Retire, ObserveCollector. Says: Ship → FilterStage, SyncNow → Sinks.
 //! Bound: the window (`WINDOW` batches, and its Share of the memory). Waits: for the input, on a blocking thread; for room.
 use std::{
     cell::RefCell,
-    collections::VecDeque,
+    collections::{HashMap, VecDeque},
     panic::AssertUnwindSafe,
     rc::Rc,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
 use actix::prelude::*;
-use futures_util::{future::join_all, stream};
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use futures_util::{
+    future::{AbortHandle, abortable, join_all},
+    stream,
+};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
+};
 
 use crate::{
     actors::{
         collect::{memory::Share, meter::PipelineMeter, rate::Rate},
-        kit::{Errand, Later, Port, Restarts, Room, SharedPulse, Weight, errand::guarded, supervise::Falls},
+        kit::{Errand, Farewell, Later, Port, Restarts, Room, SharedPulse, Weight, errand::guarded, supervise::Falls},
     },
     checkpoint::{Journal, SharedJournal},
     clock::SharedClock,
     messages::{
-        collect::{AwaitEnd, CollectorView, ObserveCollector, Ship, SyncNow},
+        collect::{AwaitEnd, CollectorView, HandOver, Join, Joined, ObserveCollector, Relink, Retire, Ship, SyncNow},
         control::Drain,
         receipt::{Fate, Receipt},
     },
-    model::{Batch, Chunk, Lane, Outcome, Progress, SourceId},
-    plugins::inputs::{Input, InputError, Next, Want},
+    model::{Batch, Chunk, Lane, Outcome, Progress, SourceId, file_status::SharedFileBoard},
+    plugins::inputs::{Input, InputError, News, Next, Want},
 };
 
 /// Batches that may be under way: 8 keep all stages busy, and so few buffers stay in the processor's cache (16: 10 % slower).
@@ -52,6 +58,7 @@ pub struct CollectorParts {
     pub next: Port<Ship>,
     /// Those that block or spill: a checkpoint waits for them.
     pub sinks: Vec<Recipient<SyncNow>>,
+    /// One more than the highest number of an output.
     pub outputs: u32,
     pub journal: Option<SharedJournal>,
     pub share: Share,
@@ -62,11 +69,33 @@ pub struct CollectorParts {
     pub log: slog::Logger,
 }
 
+/// Whom it knows, and what it may take: may change in a reload.
+#[derive(Clone)]
+pub struct Links {
+    pub next: Port<Ship>,
+    pub sinks: Vec<Recipient<SyncNow>>,
+    /// The numbers of all outputs.
+    pub outputs: Vec<u32>,
+    /// Its own share of the memory, in bytes.
+    pub share: u64,
+    pub max_rate: Option<u64>,
+}
+/// The input that takes over, from the checkpoint.
+pub struct InputHeir {
+    pub input: Box<dyn Input>,
+    /// The pipeline's, which it will fill anew.
+    pub board: SharedFileBoard,
+}
+
 pub struct Collector {
     parts: Parts,
+    farewell: Farewell,
     // Survives a fall: changed in single steps, after all that can fail.
     lane: Lane,
     input: Option<Box<dyn Input>>, // away while it reads
+    heir: Option<InputHeir>,       // takes its place when all is settled
+    passed: u64,                   // events of batches that have left the window, less those that were filtered away
+    joins: HashMap<u32, Missed>,   // outputs that joined later, by number
     reading: Option<Errand<ReadDone>>,
     window: VecDeque<Slot>, // batches low .. low + len
     low: u64,
@@ -80,17 +109,20 @@ pub struct Collector {
     falls: Falls,
     errors_in_a_row: u32,
     error: Option<String>,
+    note: Option<String>,
     checkpoint_error: Option<String>,
     unwritten: bool, // settled marks that the journal's file does not have yet
     unsynced: bool,
     tell_settled: bool,
     await_end: Later<()>,
+    await_heir: Later<()>,
     await_drain: Later<()>,
     tell: UnboundedSender<Fate>, // as many as there are batches in the window
     fates: Rc<RefCell<UnboundedReceiver<Fate>>>,
     // Made anew in each life.
     to_send: u64,
     sending: bool,
+    waits_for_room: Option<AbortHandle>,
     watching: bool, // the read under way
     resting: bool,  // until a timer wakes it
     tending: bool,
@@ -114,6 +146,20 @@ struct Slot {
     outcome: Arc<Outcome>,
     settled: bool,
 }
+/// What came before an output joined: it has no part in it.
+struct Missed {
+    /// Batches below this one.
+    before: u64,
+    /// `passed`, of those that have left the window.
+    passed: u64,
+}
+impl Slot {
+    /// How many of its events were not filtered away.
+    fn passing(&self) -> u64 {
+        let events = self.outcome.filtered.get().unwrap_or(&self.chunk.events).len() as u64;
+        events + self.outcome.buried.load(Relaxed)
+    }
+}
 struct ReadDone {
     input: Box<dyn Input>,
     chunks: Vec<Chunk>,
@@ -123,7 +169,7 @@ struct ReadDone {
 }
 
 impl Collector {
-    pub fn new(parts: CollectorParts) -> Self {
+    pub fn new(parts: CollectorParts, farewell: Farewell) -> Self {
         let CollectorParts {
             input,
             next,
@@ -152,7 +198,11 @@ impl Collector {
                 clock,
                 log,
             },
+            farewell,
             input: Some(input),
+            heir: None,
+            passed: 0,
+            joins: HashMap::new(),
             reading: None,
             window: VecDeque::with_capacity(WINDOW),
             low: 0,
@@ -165,6 +215,7 @@ impl Collector {
             falls: Falls::new(Restarts::DATA),
             errors_in_a_row: 0,
             error: None,
+            note: None,
             checkpoint_error: None,
             unwritten: false,
             unsynced: false,
@@ -173,6 +224,7 @@ impl Collector {
             fates: Rc::new(RefCell::new(fates)),
             to_send: 0,
             sending: false,
+            waits_for_room: None,
             watching: false,
             resting: false,
             tending: false,
@@ -180,6 +232,7 @@ impl Collector {
             syncing: false,
             concluding: false,
             await_end: Later::default(),
+            await_heir: Later::default(),
             await_drain: Later::default(),
         }
     }
@@ -190,6 +243,7 @@ impl Actor for Collector {
     fn started(&mut self, ctx: &mut Self::Context) {
         let fates = self.fates.clone();
         ctx.add_stream(stream::poll_fn(move |cx| fates.borrow_mut().poll_recv(cx)));
+        self.waits_for_room = None;
         (self.sending, self.watching, self.resting, self.tending) = (false, false, false, false);
         (self.checkpointing, self.syncing, self.concluding) = (false, false, false);
         (self.unwritten, self.unsynced) = (true, true); // a checkpoint under way fell with the last life
@@ -234,6 +288,72 @@ impl Handler<AwaitEnd> for Collector {
         answer
     }
 }
+impl Handler<Join> for Collector {
+    type Result = Joined;
+    /// Whatever is in the window is none of its business; what is read from now on is.
+    fn handle(&mut self, Join(output): Join, _: &mut Self::Context) -> Self::Result {
+        for slot in &self.window {
+            slot.outcome.account(output);
+        }
+        let missed = Missed {
+            before: self.end(),
+            passed: self.passed,
+        };
+        self.joins.insert(output, missed);
+        self.parts.outputs = self.parts.outputs.max(output + 1);
+        Joined {
+            lane: self.lane,
+            seq: self.end(),
+        }
+    }
+}
+impl Handler<Relink<Links>> for Collector {
+    type Result = ();
+    fn handle(&mut self, Relink(links): Relink<Links>, ctx: &mut Self::Context) {
+        fail::fail_point!("collector-relink"); // a message lost: it is said again
+        let Links {
+            next,
+            sinks,
+            outputs,
+            share,
+            max_rate,
+        } = links;
+        (self.parts.next, self.parts.sinks) = (next, sinks);
+        self.parts.outputs = outputs.iter().map(|number| number + 1).max().unwrap_or(0);
+        self.joins.retain(|number, _| outputs.contains(number));
+        self.share.resize(share);
+        if self.rate.as_ref().map(Rate::per_second) != max_rate {
+            self.rate = max_rate.map(|rate| Rate::new(rate, self.parts.clock.steady()));
+        }
+        if let Some(stop) = self.waits_for_room.take() {
+            stop.abort(); // that room may be an old port's
+            self.sending = false;
+        }
+        self.pump(ctx);
+    }
+}
+/// The old one reads no more, or gives out what it has taken from a source that cannot be read again; when all is settled the heir
+/// begins at the checkpoint.
+impl Handler<HandOver<InputHeir>> for Collector {
+    type Result = ResponseFuture<()>;
+    fn handle(&mut self, HandOver(slot): HandOver<InputHeir>, ctx: &mut Self::Context) -> Self::Result {
+        fail::fail_point!("collector-relink");
+        let heir = slot.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
+        self.heir = heir.or(self.heir.take());
+        let answer = self.await_heir.ask();
+        self.pump(ctx);
+        answer
+    }
+}
+impl Handler<Retire> for Collector {
+    type Result = ();
+    fn handle(&mut self, _: Retire, ctx: &mut Self::Context) {
+        for asked in [&mut self.await_end, &mut self.await_heir, &mut self.await_drain] {
+            asked.tell(());
+        }
+        self.farewell.say(ctx);
+    }
+}
 impl Handler<Drain> for Collector {
     type Result = ResponseFuture<()>;
     fn handle(&mut self, _: Drain, ctx: &mut Self::Context) -> Self::Result {
@@ -249,7 +369,9 @@ impl Handler<ObserveCollector> for Collector {
         let mut view = CollectorView {
             ended: self.ended && self.window.is_empty(),
             waiting: vec![0; self.parts.outputs as usize],
+            missed: vec![0; self.parts.outputs as usize],
             error: self.error.clone(),
+            note: self.note.clone(),
             checkpoint_error: self.checkpoint_error.clone(),
             rewinds: self.parts.rewinds,
             ..CollectorView::default()
@@ -263,6 +385,12 @@ impl Handler<ObserveCollector> for Collector {
                 } else {
                     events
                 };
+            }
+        }
+        for (output, Missed { before, passed }) in &self.joins {
+            let within = (self.low..*before).zip(&self.window).map(|(_, slot)| slot.passing());
+            if let Some(missed) = view.missed.get_mut(*output as usize) {
+                *missed = passed + within.sum::<u64>();
             }
         }
         MessageResult(view)
@@ -279,6 +407,9 @@ impl Collector {
         self.read_on(ctx);
         self.send_on(ctx);
         if self.window.is_empty() && self.reading.is_none() {
+            if self.heir.is_some() && !self.draining && (self.parts.rewinds || self.ended) {
+                return self.succeed(ctx);
+            }
             if self.ended {
                 self.await_end.tell(());
             }
@@ -288,6 +419,21 @@ impl Collector {
         }
     }
 
+    /// All that the old input gave is settled: the heir takes its place.
+    fn succeed(&mut self, ctx: &mut Context<Self>) {
+        let Some(InputHeir { input, board }) = self.heir.take() else {
+            return;
+        };
+        board.clear();
+        self.parts.rewinds = input.rewinds();
+        let before = self.input.replace(input);
+        actix_rt::task::spawn_blocking(move || drop(before)); // it may wait for a disk
+        (self.ended, self.errors_in_a_row, self.error) = (false, 0, None);
+        self.falls.over(&self.parts.pulse);
+        self.await_heir.tell(());
+        self.pump(ctx);
+    }
+
     fn read_on(&mut self, ctx: &mut Context<Self>) {
         if let Some(reading) = &self.reading {
             if !std::mem::replace(&mut self.watching, true) {
@@ -295,12 +441,11 @@ impl Collector {
             }
             return;
         }
-        if self.ended || self.resting || (self.draining && self.parts.rewinds) {
+        let leaving = self.draining || self.heir.is_some();
+        if self.ended || self.resting || (leaving && self.parts.rewinds) {
             return;
         }
-        if self.draining
-            && let Some(input) = &mut self.input
-        {
+        if leaving && let Some(input) = &mut self.input {
             input.no_more(); // what it has taken from its source would be gone
         }
         if self.window.len() >= WINDOW {
@@ -337,7 +482,7 @@ impl Collector {
         }
         ctx.run_later(TEND_EVERY, |me, ctx| {
             me.tending = false;
-            if me.reading.is_none() && !me.ended && !me.draining && !me.resting {
+            if me.reading.is_none() && !me.ended && !me.draining && me.heir.is_none() && !me.resting {
                 me.tell_settled = true;
                 me.read(None, 0, ctx);
             }
@@ -391,6 +536,9 @@ impl Collector {
             self.ended = true;
             return self.pump(ctx);
         };
+        if self.note.as_deref() != input.note() {
+            self.note = input.note().map(str::to_owned);
+        }
         self.input = Some(input);
         let mut bytes = 0;
         for chunk in chunks {
@@ -422,7 +570,10 @@ impl Collector {
                 self.checkpoint_later(ctx);
                 match next {
                     Next::More => {}
-                    Next::Idle(wait) => self.rest(wait, ctx),
+                    Next::Idle(wait) => match self.input.as_ref().and_then(|input| input.news()) {
+                        Some(news) => self.rest_or_hear(wait, news, ctx),
+                        None => self.rest(wait, ctx),
+                    },
                     Next::Ended => self.ended = true,
                 }
             }
@@ -441,6 +592,26 @@ impl Collector {
             }
         }
         self.pump(ctx);
+    }
+    /// Rests until there are news, but for the first moment: what comes in that one is read together.
+    fn rest_or_hear(&mut self, wait: Duration, News { fd, rest }: News, ctx: &mut Context<Self>) {
+        self.resting = true;
+        let rest = rest.min(wait);
+        let heard = async move {
+            tokio::time::sleep(rest).await;
+            let heard = async {
+                // SAFETY: an `Arc<OwnedFd>` names one descriptor, open for as long as it lives.
+                match unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) } {
+                    Ok(fd) => drop(fd.readable().await),
+                    Err(_) => std::future::pending().await, // then the wait is as long as was said
+                }
+            };
+            let _ = tokio::time::timeout(wait - rest, heard).await;
+        };
+        ctx.spawn(heard.into_actor(self).map(|(), me, ctx| {
+            me.resting = false;
+            me.pump(ctx);
+        }));
     }
     fn rest(&mut self, wait: Duration, ctx: &mut Context<Self>) {
         self.resting = true;
@@ -463,18 +634,17 @@ impl Collector {
             }
             self.sending = true;
             let port = self.parts.next.clone();
-            ctx.spawn(
-                async move { port.reserve(weight).await }
-                    .into_actor(self)
-                    .map(|room, me, ctx| {
-                        me.sending = false;
-                        // Meanwhile it may have gone back, or ahead: what that room was for need not be next.
-                        if me.to_send < me.end() && !me.hand_over(room) {
-                            return;
-                        }
-                        me.pump(ctx);
-                    }),
-            );
+            let (room, stop) = abortable(async move { port.reserve(weight).await });
+            self.waits_for_room = Some(stop);
+            ctx.spawn(room.into_actor(self).map(|room, me, ctx| {
+                let Ok(room) = room else { return }; // linked anew meanwhile
+                (me.sending, me.waits_for_room) = (false, None);
+                // Meanwhile it may have gone back, or ahead: what that room was for need not be next.
+                if me.to_send < me.end() && !me.hand_over(room) {
+                    return;
+                }
+                me.pump(ctx);
+            }));
         }
     }
     /// False: the next stage is gone. The receipt says "again", and the wait grows.
@@ -542,6 +712,11 @@ impl Collector {
         while self.window.front().is_some_and(|slot| slot.settled)
             && let Some(slot) = self.window.pop_front()
         {
+            let passing = slot.passing();
+            self.passed += passing;
+            for missed in self.joins.values_mut().filter(|missed| self.low < missed.before) {
+                missed.passed += passing;
+            }
             self.low += 1;
             self.share.give_back(slot.chunk.events.buffer().len() as u64);
             marks.extend(slot.chunk.mark);

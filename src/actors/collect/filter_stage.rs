@@ -1,5 +1,5 @@
 //! Runs a pipeline's filters, in order, over each batch and hands the result to every output.
-//! Hears: Ship. Says: Ship → Sinks. Bound: its Port's room. Waits: for room at a Sink that blocks.
+//! Hears: Ship, Rewire, HandOver, Drain, Retire. Says: Ship → Sinks. Bound: its Port's room. Waits: for room at a Sink that blocks.
 use std::{
     collections::{HashMap, VecDeque},
     sync::{Arc, atomic::Ordering::Relaxed},
@@ -7,17 +7,22 @@ use std::{
 };
 
 use actix::prelude::*;
+use futures_util::future::{AbortHandle, abortable};
 
 use crate::{
     actors::{
         collect::meter::{OutputMeter, PipelineMeter},
         kit::{
-            Carried, Errand, Gone, Port, Restarts, Room, SharedPulse, Weight, errand::guarded, port::Permits,
+            Carried, Errand, Farewell, Gone, Port, Restarts, Room, SharedPulse, Weight, errand::guarded, port::Permits,
             supervise::Falls,
         },
     },
     deadletter::{DeadLetter, Letter},
-    messages::{collect::Ship, control::Drain, receipt::Receipt},
+    messages::{
+        collect::{HandOver, Retire, Rewire, Ship},
+        control::Drain,
+        receipt::Receipt,
+    },
     model::{Batch, Events, Lane},
     plugins::filters::{Dropped, Filter},
 };
@@ -26,8 +31,12 @@ use crate::{
 const TRIES: u32 = 3;
 const RETRY_LETTER: Duration = Duration::from_secs(1);
 
+#[derive(Clone)]
 pub struct Edge {
-    pub port: Port<Ship>,
+    /// The output's number: its bit in `Outcome::account`.
+    pub number: u32,
+    /// None: held, its Sink is about to join.
+    pub port: Option<Port<Ship>>,
     /// Wait for room there. Otherwise what cannot be taken at once is shed here, and counted.
     pub waits: bool,
     pub meter: OutputMeter,
@@ -36,7 +45,6 @@ pub struct Edge {
 pub struct FilterStageParts {
     /// With their names, for the counters.
     pub filters: Vec<(String, Box<dyn Filter>)>,
-    /// In the order of the pipeline's outputs: output `i` is bit `i` of `Outcome::account`.
     pub edges: Vec<Edge>,
     pub meter: PipelineMeter,
     pub pipeline: Arc<str>,
@@ -45,21 +53,31 @@ pub struct FilterStageParts {
     pub log: slog::Logger,
 }
 
+/// A filter of the list that takes over.
+pub enum NextFilter {
+    /// The one at this place stays, with all it remembers.
+    Kept(usize),
+    New(String, Box<dyn Filter>),
+}
+
 pub struct FilterStage {
     parts: FilterStageParts,
+    farewell: Farewell,
     // Survives a fall.
-    queue: VecDeque<Passing>,  // bounded by the room in it
-    lanes: HashMap<Lane, u64>, // the next seq of each
+    heirs: Option<Vec<NextFilter>>, // from the next batch on
+    queue: VecDeque<Passing>,       // bounded by the room in it
+    lanes: HashMap<Lane, u64>,      // the next seq of each
     falls: Falls,
     salvage: Option<Salvage>, // of the front, which nobody else touches
     burying: Option<Errand<Result<(), String>>>,
     // Made anew in each life.
     waits: bool, // for room, for a timer or for the dead letter
+    waits_for_room: Option<AbortHandle>,
 }
 struct Passing {
     batch: Batch,
-    receipt: Option<Receipt>,         // until it is filtered
-    todo: VecDeque<(usize, Receipt)>, // edges that have not got it yet
+    receipt: Option<Receipt>,       // until it is filtered
+    todo: VecDeque<(u32, Receipt)>, // edges that have not got it yet
     _room: Permits,
 }
 /// What could be saved of a batch over which the filters fell.
@@ -71,23 +89,26 @@ struct Salvage {
 }
 
 impl FilterStage {
-    pub fn new(parts: FilterStageParts) -> Self {
+    pub fn new(parts: FilterStageParts, farewell: Farewell) -> Self {
         let falls = Falls::new(Restarts::DATA);
         Self {
             parts,
+            farewell,
+            heirs: None,
             queue: VecDeque::new(),
             lanes: HashMap::new(),
             falls,
             salvage: None,
             burying: None,
             waits: false,
+            waits_for_room: None,
         }
     }
 }
 impl Actor for FilterStage {
     type Context = Context<Self>;
     fn started(&mut self, ctx: &mut Self::Context) {
-        self.waits = false;
+        (self.waits, self.waits_for_room) = (false, None);
         self.pump(ctx);
     }
 }
@@ -127,7 +148,72 @@ impl Handler<Drain> for FilterStage {
     }
 }
 
+impl Handler<Rewire<Edge>> for FilterStage {
+    type Result = ();
+    fn handle(&mut self, Rewire(edges): Rewire<Edge>, ctx: &mut Self::Context) {
+        fail::fail_point!("filter-rewire"); // a message lost: it is said again
+        let before = std::mem::replace(&mut self.parts.edges, edges);
+        let stays = |gone: &Edge| self.parts.edges.iter().any(|edge| edge.number == gone.number);
+        for gone in before.iter().filter(|gone| !stays(gone)) {
+            for passing in &mut self.queue {
+                let batch = &passing.batch;
+                for (_, receipt) in take_shares(&mut passing.todo, gone.number) {
+                    if batch.outcome.account(gone.number) {
+                        gone.meter.dropped("removed", batch.events.len());
+                    }
+                    receipt.settle();
+                }
+            }
+        }
+        if let Some(stop) = self.waits_for_room.take() {
+            stop.abort(); // that room may be an old port's
+            self.waits = false;
+        }
+        self.pump(ctx);
+    }
+}
+/// Filters change between two batches: whatever was begun is done by those that began it.
+impl Handler<HandOver<Vec<NextFilter>>> for FilterStage {
+    type Result = ();
+    fn handle(&mut self, HandOver(slot): HandOver<Vec<NextFilter>>, ctx: &mut Self::Context) {
+        fail::fail_point!("filter-rewire");
+        if let Some(next) = slot.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take() {
+            self.heirs = Some(match self.heirs.take() {
+                None => next,
+                Some(waiting) => through(waiting, next),
+            });
+            if self.queue.is_empty() {
+                self.succeed();
+            }
+        }
+        self.pump(ctx);
+    }
+}
+impl Handler<Retire> for FilterStage {
+    type Result = ();
+    fn handle(&mut self, _: Retire, ctx: &mut Self::Context) {
+        self.farewell.say(ctx);
+    }
+}
+
 impl FilterStage {
+    fn edge(&self, number: u32) -> Option<&Edge> {
+        self.parts.edges.iter().find(|edge| edge.number == number)
+    }
+    /// The next filters take their place.
+    fn succeed(&mut self) {
+        let Some(heirs) = self.heirs.take() else { return };
+        let mut before = std::mem::take(&mut self.parts.filters)
+            .into_iter()
+            .map(Some)
+            .collect::<Vec<_>>();
+        let filters = heirs.into_iter().filter_map(|heir| match heir {
+            NextFilter::Kept(at) => before.get_mut(at).and_then(Option::take),
+            NextFilter::New(name, filter) => Some((name, filter)),
+        });
+        self.parts.filters = filters.collect();
+    }
+
     fn pump(&mut self, ctx: &mut Context<Self>) {
         while !self.waits {
             let Some(front) = self.queue.front() else { return };
@@ -140,24 +226,24 @@ impl FilterStage {
                 self.parts.pulse.progressed();
                 continue;
             };
-            let edge = *edge;
             let weight = Weight::of(front.batch.events.len(), front.batch.events.size());
-            let Edge { port, waits, .. } = &self.parts.edges[edge];
+            let Some(Edge { port, waits, .. }) = self.edge(*edge) else {
+                return slog::error!(self.parts.log, "no edge for a batch's share"; "number" => *edge); // Rewire lets go of these
+            };
+            let Some(port) = port else { return }; // held: whoever mends the edge pumps
             match port.try_reserve(weight) {
                 Some(room) => self.hand_over(room),
                 None if !*waits => self.shed(),
                 None => {
                     let port = port.clone();
-                    self.waits = true;
-                    ctx.spawn(
-                        async move { port.reserve(weight).await }
-                            .into_actor(self)
-                            .map(|room, me, ctx| {
-                                me.waits = false;
-                                me.hand_over(room);
-                                me.pump(ctx);
-                            }),
-                    );
+                    let (room, stop) = abortable(async move { port.reserve(weight).await });
+                    (self.waits, self.waits_for_room) = (true, Some(stop));
+                    ctx.spawn(room.into_actor(self).map(|room, me, ctx| {
+                        let Ok(room) = room else { return }; // rewired meanwhile
+                        (me.waits, me.waits_for_room) = (false, None);
+                        me.hand_over(room);
+                        me.pump(ctx);
+                    }));
                 }
             }
         }
@@ -171,7 +257,10 @@ impl FilterStage {
             return;
         };
         let batch = front.batch.clone();
-        if self.parts.edges[edge].waits {
+        let Some(Edge { waits, meter, .. }) = self.parts.edges.iter().find(|e| e.number == edge) else {
+            return receipt.settle();
+        };
+        if *waits {
             if let Err(Gone(Ship { receipt, .. })) = room.send(Ship {
                 batch,
                 receipt: Some(receipt),
@@ -181,10 +270,10 @@ impl FilterStage {
             return;
         }
         receipt.settle();
-        if batch.outcome.account(edge as u32) {
+        if batch.outcome.account(edge) {
             let events = batch.events.len();
             if room.send(Ship { batch, receipt: None }).is_err() {
-                self.parts.edges[edge].meter.dropped("gone", events);
+                meter.dropped("gone", events);
             }
         }
     }
@@ -194,8 +283,10 @@ impl FilterStage {
         let Some((edge, receipt)) = front.todo.pop_front() else {
             return;
         };
-        if front.batch.outcome.account(edge as u32) {
-            self.parts.edges[edge].meter.dropped("full", front.batch.events.len());
+        if front.batch.outcome.account(edge)
+            && let Some(edge) = self.parts.edges.iter().find(|e| e.number == edge)
+        {
+            edge.meter.dropped("full", front.batch.events.len());
         }
         receipt.settle();
     }
@@ -210,6 +301,10 @@ impl FilterStage {
         if self.salvage.is_some() {
             return self.bury(ctx);
         }
+        if self.heirs.is_some() && outcome.tries.load(Relaxed) == 0 {
+            self.succeed();
+            return self.filter_front(ctx);
+        }
         let events = front.batch.events.clone();
         if outcome.tries.fetch_add(1, Relaxed) >= TRIES {
             // Counted before what may fall.
@@ -220,6 +315,7 @@ impl FilterStage {
             Ok((events, dropped)) => {
                 self.falls.over(&self.parts.pulse);
                 if outcome.filtered.set(events.clone()).is_ok() {
+                    commit(&mut self.parts.filters);
                     self.count(&dropped);
                 }
                 self.filtered(events);
@@ -247,11 +343,11 @@ impl FilterStage {
     }
     /// The front is filtered: one share of its receipt for each output. In one step, after all that can fall.
     fn filtered(&mut self, events: Events) {
-        let edges = self.parts.edges.len();
+        let edges = self.parts.edges.iter().map(|edge| edge.number);
         let Some(front) = self.queue.front_mut() else { return };
         front.batch.events = events;
         if let Some(receipt) = front.receipt.take() {
-            front.todo = (0..edges).map(|edge| (edge, receipt.clone())).collect();
+            front.todo = edges.map(|edge| (edge, receipt.clone())).collect();
             receipt.settle();
         }
     }
@@ -288,7 +384,8 @@ impl FilterStage {
             match me.burying.take().and_then(Errand::take) {
                 Some(Ok(())) => me.buried(),
                 Some(Err(error)) => {
-                    slog::error!(me.parts.log, "dead letter cannot be written, the batch waits"; "error" => error);
+                    slog::error!(me.parts.log, "dead letter cannot be written, the batch waits"; "error" => &error);
+                    me.parts.pulse.troubled(Some(error));
                     me.wait(RETRY_LETTER, ctx);
                 }
                 None => me.wait(RETRY_LETTER, ctx),
@@ -310,11 +407,15 @@ impl FilterStage {
             return;
         };
         self.falls.over(&self.parts.pulse);
-        if front.batch.outcome.filtered.set(good.clone()).is_ok() {
+        self.parts.pulse.troubled(None);
+        let outcome = &front.batch.outcome;
+        outcome.buried.store(bad.len() as u64, Relaxed); // before whoever looks finds it filtered
+        if outcome.filtered.set(good.clone()).is_ok() {
             self.count(&dropped);
-            self.parts
-                .edges
-                .iter()
+            // An output that joined later has nothing to do with it, and one that is about to join neither.
+            let theirs = self.parts.edges.iter();
+            theirs
+                .filter(|edge| edge.port.is_some() && !outcome.is_accounted(edge.number))
                 .for_each(|edge| edge.meter.dead("panic", bad.len()));
             if !bad.is_empty() {
                 slog::error!(self.parts.log, "events that make a filter panic are in the dead letter"; "events" => bad.len(), "cause" => cause);
@@ -324,15 +425,37 @@ impl FilterStage {
     }
 }
 
+/// `next` counts its kept ones among those that still wait to take over.
+fn through(waiting: Vec<NextFilter>, next: Vec<NextFilter>) -> Vec<NextFilter> {
+    let mut waiting = waiting.into_iter().map(Some).collect::<Vec<_>>();
+    let found = next.into_iter().filter_map(|filter| match filter {
+        NextFilter::Kept(at) => waiting.get_mut(at).and_then(Option::take),
+        new => Some(new),
+    });
+    found.collect()
+}
+/// Takes out the shares of this output.
+fn take_shares(todo: &mut VecDeque<(u32, Receipt)>, of: u32) -> VecDeque<(u32, Receipt)> {
+    let (theirs, rest) = std::mem::take(todo).into_iter().partition(|(number, _)| *number == of);
+    *todo = rest;
+    theirs
+}
+
 /// All filters over one batch; and how many events each took away, why.
 fn run(filters: &mut [(String, Box<dyn Filter>)], mut events: Events) -> (Events, Vec<(usize, &'static str, u64)>) {
     fail::fail_point!("filter-run");
     let (mut all, mut dropped) = (vec![], Dropped::new());
     for (i, (_, filter)) in filters.iter_mut().enumerate() {
+        fail::fail_point!("filter-step");
         events = filter.apply(events, &mut dropped);
         all.extend(dropped.drain(..).map(|(reason, events)| (i, reason, events)));
     }
     (events, all)
+}
+
+/// The result counts: so does what the filters remember of it.
+fn commit(filters: &mut [(String, Box<dyn Filter>)]) {
+    filters.iter_mut().for_each(|(_, filter)| filter.commit());
 }
 
 /// Halves what makes a filter fall until single events are left. These get three tries each.
@@ -350,6 +473,7 @@ fn salvage(filters: &mut Vec<(String, Box<dyn Filter>)>, events: Events) -> Salv
         });
         match result {
             Some((events, lost)) => {
+                commit(filters);
                 good.push(events);
                 dropped.extend(lost);
             }

@@ -120,3 +120,26 @@ impl Tally for InputTally {
             .inc_by(by);
     }
 }
+
+/// What a filter counts besides the events it took away.
+pub struct FilterTally {
+    family: IntCounterVec,
+    pipeline: String,
+    filter: String,
+}
+impl FilterTally {
+    pub fn new(metrics: &Metrics, pipeline: &str, filter: &str) -> Self {
+        Self {
+            family: metrics.filter_passed.clone(),
+            pipeline: pipeline.to_owned(),
+            filter: filter.to_owned(),
+        }
+    }
+}
+impl Tally for FilterTally {
+    fn count(&self, name: &'static str, by: u64) {
+        self.family
+            .with_label_values(&[self.pipeline.as_str(), &self.filter, name])
+            .inc_by(by);
+    }
+}

@@ -15,6 +15,9 @@ impl Rate {
             at: now,
         }
     }
+    pub fn per_second(&self) -> u64 {
+        self.per_second as u64
+    }
     /// How many bytes may be read now; if none: when to ask again.
     pub fn allow(&mut self, now: Duration) -> Result<u64, Duration> {
         let burst = (self.per_second / 10.0).max(1.0);

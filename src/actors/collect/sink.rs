@@ -1,5 +1,5 @@
 //! Mounts an Output: writes batches in the order of their lane, settles what is delivered, tries again for ever what is not.
-//! Hears: Ship, SyncNow, Hurry, Reopen, AwaitClosed, Drain, ObserveSink. Bound: its Port's room; an output that drops lets go of the
+//! Hears: Ship, SyncNow, Hurry, Reopen, AwaitClosed, HandOver, Drain, Retire, ObserveSink. Bound: its Port's room; an output that drops lets go of the
 //! room on entry and bounds its own queue. Waits: for the far side, on a blocking thread.
 use std::{
     collections::{HashMap, VecDeque},
@@ -13,13 +13,14 @@ use crate::{
     actors::{
         collect::meter::OutputMeter,
         kit::{
-            Carried, Errand, Later, Restarts, SharedPulse, Weight, errand::guarded, port::Permits, supervise::Falls,
+            Carried, Errand, Farewell, Later, Restarts, SharedPulse, Weight, errand::guarded, port::Permits,
+            supervise::Falls,
         },
     },
     clock::SharedClock,
     deadletter::{DeadLetter, Letter},
     messages::{
-        collect::{AwaitClosed, Hurry, ObserveSink, Ship, SinkView, SyncNow},
+        collect::{AwaitClosed, HandOver, Hurry, Joined, ObserveSink, Retire, Ship, SinkView, SyncNow},
         control::{Drain, Reopen},
         receipt::Receipt,
     },
@@ -41,11 +42,9 @@ pub struct SinkParts {
     /// Its place among the pipeline's outputs.
     pub number: u32,
     pub output: Box<dyn Output>,
-    pub when_full: WhenFull,
-    pub degrade: WhenFull,
-    /// Bounds the queue of an output that drops.
-    pub most: Weight,
-    pub backoff: Backoff,
+    pub rules: SinkRules,
+    /// It joins a pipeline that runs: its first batch.
+    pub joined: Option<Joined>,
     pub meter: OutputMeter,
     pub pipeline: Arc<str>,
     pub label: Arc<str>,
@@ -55,10 +54,30 @@ pub struct SinkParts {
     pub log: slog::Logger,
 }
 
+/// What the stage itself is told, beside its output.
+#[derive(Clone)]
+pub struct SinkRules {
+    pub when_full: WhenFull,
+    pub degrade: WhenFull,
+    /// Bounds the queue of an output that drops.
+    pub most: Weight,
+    pub backoff: Backoff,
+}
+/// What takes over in a reload.
+pub struct SinkHeir {
+    /// None: the present one goes on, under other rules.
+    pub output: Option<Box<dyn Output>>,
+    pub rules: SinkRules,
+    /// Messages without a Port that may wait.
+    pub mailbox: usize,
+}
+
 pub struct Sink {
     parts: Parts,
+    farewell: Farewell,
     // Survives a fall.
     output: Option<Box<dyn Output>>, // away while it works
+    heir: Option<Box<dyn Output>>,   // takes its place when it is back
     errand: Option<Errand<Done>>,
     lanes: HashMap<Lane, u64>, // the next seq of each
     queue: VecDeque<Waiting>,
@@ -80,6 +99,7 @@ pub struct Sink {
     syncer: Option<Errand<Result<(), String>>>,
     sync_broken: Option<String>,
     await_closed: Later<String>,
+    await_heir: Later<()>,
     await_drain: Later<()>,
     // Made anew in each life.
     watching: bool,
@@ -88,9 +108,7 @@ pub struct Sink {
 }
 struct Parts {
     number: u32,
-    when_full: WhenFull,
-    degrade: WhenFull,
-    most: Weight,
+    rules: SinkRules,
     meter: OutputMeter,
     pipeline: Arc<str>,
     label: Arc<str>,
@@ -126,18 +144,18 @@ enum Done {
     /// The outer error is a panic.
     Wrote(Box<dyn Output>, Result<Written, String>),
     Closed(Box<dyn Output>, Result<(), String>),
+    /// It is gone, and whatever it held with it.
+    LetGo(Result<(), String>),
     Buried(Result<(), String>),
 }
 
 impl Sink {
-    pub fn new(parts: SinkParts) -> Self {
+    pub fn new(parts: SinkParts, farewell: Farewell) -> Self {
         let SinkParts {
             number,
             output,
-            when_full,
-            degrade,
-            most,
-            backoff,
+            rules,
+            joined,
             meter,
             pipeline,
             label,
@@ -147,11 +165,10 @@ impl Sink {
             log,
         } = parts;
         Self {
+            backoff: rules.backoff.clone(),
             parts: Parts {
                 number,
-                when_full,
-                degrade,
-                most,
+                rules,
                 meter,
                 pipeline,
                 label,
@@ -160,14 +177,15 @@ impl Sink {
                 clock,
                 log,
             },
+            farewell,
             output: Some(output),
+            heir: None,
             errand: None,
-            lanes: HashMap::new(),
+            lanes: joined.map(|Joined { lane, seq }| (lane, seq)).into_iter().collect(),
             queue: VecDeque::new(),
             queued: (0, 0),
             in_flight: 0,
             breaker: Breaker::default(),
-            backoff,
             falls: Falls::new(Restarts::DATA),
             panics: 0,
             error: None,
@@ -185,6 +203,7 @@ impl Sink {
             sync_broken: None,
             watching_sync: false,
             await_closed: Later::default(),
+            await_heir: Later::default(),
             await_drain: Later::default(),
         }
     }
@@ -223,8 +242,8 @@ impl Handler<Carried<Ship>> for Sink {
                 .iter_mut()
                 .find(|w| (w.batch.lane, w.batch.seq) == (lane, seq))
             {
-                Some(waiting) => waiting.receipts.extend(receipt),
-                None => receipt.into_iter().for_each(Receipt::settle),
+                Some(waiting) if !waiting.entered => waiting.receipts.extend(receipt),
+                _ => receipt.into_iter().for_each(Receipt::settle),
             }
             return;
         }
@@ -287,6 +306,52 @@ impl Handler<AwaitClosed> for Sink {
         answer
     }
 }
+/// The one under way goes on to its end, and what it reports counts; then the heir begins with what is not delivered.
+impl Handler<HandOver<SinkHeir>> for Sink {
+    type Result = ResponseFuture<()>;
+    fn handle(&mut self, HandOver(slot): HandOver<SinkHeir>, ctx: &mut Self::Context) -> Self::Result {
+        fail::fail_point!("sink-heir"); // a message lost: it is said again
+        let heir = slot.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
+        if let Some(SinkHeir { output, rules, mailbox }) = heir {
+            ctx.set_mailbox_capacity(mailbox);
+            self.backoff = rules.backoff.clone();
+            self.parts.rules = rules;
+            self.heir = output.or(self.heir.take());
+            if let Some(timer) = self.resting.take() {
+                ctx.cancel_future(timer);
+            }
+            self.bound();
+        }
+        let answer = self.await_heir.ask();
+        self.pump(ctx);
+        answer
+    }
+}
+/// What it holds is let go of, and counted.
+impl Handler<Retire> for Sink {
+    type Result = ();
+    fn handle(&mut self, _: Retire, ctx: &mut Self::Context) {
+        for Waiting {
+            batch,
+            receipts,
+            entered,
+            ..
+        } in self.queue.drain(..)
+        {
+            if entered || batch.outcome.account(self.parts.number) {
+                self.parts.meter.dropped("removed", batch.events.len());
+            }
+            receipts.into_iter().for_each(Receipt::settle);
+        }
+        for asked in [&mut self.await_sync, &mut self.syncing] {
+            asked.tell(Err("the output was removed".into()));
+        }
+        self.await_closed.tell("the output was removed".into());
+        self.await_heir.tell(());
+        self.await_drain.tell(());
+        self.farewell.say(ctx);
+    }
+}
 impl Handler<Drain> for Sink {
     type Result = ResponseFuture<()>;
     fn handle(&mut self, _: Drain, ctx: &mut Self::Context) -> Self::Result {
@@ -333,33 +398,29 @@ impl Sink {
     /// Keeps the queue of an output that may drop within its bounds.
     fn bound(&mut self) {
         // An output that drops always does: nobody else bounds its queue.
-        let degrades = self.breaker.is_broken() && self.parts.degrade != WhenFull::Block;
-        let policy = if degrades {
-            self.parts.degrade
-        } else {
-            self.parts.when_full
-        };
+        let SinkRules {
+            when_full,
+            degrade,
+            most,
+            ..
+        } = self.parts.rules.clone();
+        let degrades = self.breaker.is_broken() && degrade != WhenFull::Block;
+        let policy = if degrades { degrade } else { when_full };
         if policy == WhenFull::Block {
             return;
         }
         // What is being written, or was begun, is never dropped.
         let begun = usize::from(self.error.is_some() || self.panics > 0 || self.condemned.is_some());
         let first = self.in_flight.max(begun);
-        if self.parts.when_full == WhenFull::Block {
-            // It degrades: from now on it holds nobody back, not even with the front.
-            for waiting in self.queue.iter_mut().filter(|w| !w.entered) {
-                waiting.batch.outcome.account(self.parts.number);
-                waiting.entered = true;
-                waiting.receipts.drain(..).for_each(Receipt::settle);
-                waiting._room = None;
-            }
+        // It degrades, or blocked before a reload: from now on it holds nobody back, not even with the front.
+        for waiting in self.queue.iter_mut().filter(|w| !w.entered) {
+            waiting.batch.outcome.account(self.parts.number);
+            waiting.entered = true;
+            waiting.receipts.drain(..).for_each(Receipt::settle);
+            waiting._room = None;
         }
-        let reason = if policy == self.parts.when_full {
-            "full"
-        } else {
-            "degraded"
-        };
-        let Weight { events, kib } = self.parts.most;
+        let reason = if policy == when_full { "full" } else { "degraded" };
+        let Weight { events, kib } = most;
         while self.queue.len() > first + 1 && (self.queued.0 > events as usize || self.queued.1 > kib as usize * 1024) {
             let at = if policy == WhenFull::DropOldest {
                 first
@@ -399,6 +460,10 @@ impl Sink {
         if self.await_sync.is_asked() || self.syncer.is_some() {
             self.sync(ctx);
         }
+        if self.heir.is_some() && !self.drained {
+            return self.succeed(ctx);
+        }
+        self.await_heir.tell(());
         if self.closed.is_some() {
             if self.draining {
                 self.await_drain.tell(()); // what it holds can go nowhere
@@ -446,6 +511,32 @@ impl Sink {
         if self.drained {
             self.await_drain.tell(());
         }
+    }
+    /// The output is back: it puts in order what it has delivered and is let go of, then the heir takes its place.
+    fn succeed(&mut self, ctx: &mut Context<Self>) {
+        if let Some(mut output) = self.output.take() {
+            self.errand = Some(Errand::start(move || {
+                let closed = guarded(&mut output, |output| output.close().map_err(|error| error.to_string()));
+                let gone = guarded(&mut Some(output), |output| drop(output.take())); // here, it may wait for a disk
+                Done::LetGo(closed.and_then(|closed| closed).and(gone))
+            }));
+            return self.pump(ctx);
+        }
+        self.output = self.heir.take();
+        // Whatever was the matter, it was with the one that is gone.
+        (self.panics, self.condemned, self.error, self.closed) = (0, None, None, None);
+        self.breaker = Breaker::default();
+        self.backoff.reset();
+        self.falls.over(&self.parts.pulse);
+        self.show_breaker();
+        self.pump(ctx);
+    }
+    fn show_breaker(&self) {
+        self.parts.meter.breaker.set(match self.breaker_state() {
+            BreakerState::Closed => 0,
+            BreakerState::HalfOpen => 1,
+            BreakerState::Open => 2,
+        });
     }
     /// The disk may take its time: the next writes go on meanwhile. The sync itself outlives a fall, and the next life hears of it.
     fn sync(&mut self, ctx: &mut Context<Self>) {
@@ -515,6 +606,12 @@ impl Sink {
                 self.drained = true;
                 self.parts.pulse.drained();
             }
+            Some(Done::LetGo(Ok(()))) => {}
+            Some(Done::LetGo(Err(error))) => {
+                slog::error!(self.parts.log, "the replaced output could not be closed cleanly"; "error" => &error);
+                // What it delivered may not survive a power loss: as after a sync that failed.
+                self.sync_broken = Some(error);
+            }
             Some(Done::Buried(result)) => self.buried(result, ctx),
             None => self.error = Some("the output was lost with its thread".into()),
         }
@@ -537,12 +634,14 @@ impl Sink {
             }
             receipts.into_iter().for_each(Receipt::settle);
         }
-        if batches > 0 || stopped.is_none() {
+        if batches > 0 {
             self.panics = 0;
             self.falls.over(&self.parts.pulse);
             self.parts.pulse.progressed();
         }
         match stopped {
+            // It is still at it: neither a success nor a failure.
+            None if batches == 0 => {}
             None => {
                 if self.error.take().is_some() {
                     slog::info!(self.parts.log, "output works again");
@@ -571,11 +670,7 @@ impl Sink {
                 self.tell_closed();
             }
         }
-        self.parts.meter.breaker.set(match self.breaker_state() {
-            BreakerState::Closed => 0,
-            BreakerState::HalfOpen => 1,
-            BreakerState::Open => 2,
-        });
+        self.show_breaker();
     }
     fn panicked(&mut self, panic: String, ctx: &mut Context<Self>) {
         self.panics += 1;

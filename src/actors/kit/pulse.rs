@@ -23,6 +23,7 @@ pub struct Pulse {
 struct State {
     causes: Vec<(String, u64)>,
     last_error: Option<String>,
+    trouble: Option<String>,
     in_a_row: u32,
     phase: Phase,
 }
@@ -101,6 +102,13 @@ impl Pulse {
             Phase::Waiting => "restarting",
             Phase::Running => "running",
         }
+    }
+    /// It lives, and cannot do its work for now: why.
+    pub fn troubled(&self, why: Option<String>) {
+        self.state().trouble = why;
+    }
+    pub fn trouble(&self) -> Option<String> {
+        self.state().trouble.clone()
     }
     pub fn causes(&self) -> Vec<(String, u64)> {
         self.state().causes.clone()

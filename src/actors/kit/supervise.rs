@@ -36,7 +36,8 @@ impl Stopping {
     pub fn begun(&self) -> bool {
         *self.0.borrow()
     }
-    async fn wait(&self) {
+    /// Until it is set.
+    pub async fn wait(&self) {
         let _ = self.0.subscribe().wait_for(|begun| *begun).await;
     }
 }

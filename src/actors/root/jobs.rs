@@ -258,7 +258,7 @@ impl JobsHouse {
         late
     }
 }
-async fn place<A>(
+pub(super) async fn place<A>(
     arbiter: &Arbiter,
     stopping: &Stopping,
     pulse: &SharedPulse,

@@ -38,13 +38,15 @@ impl Pipeline {
         let (collector, sinks) = tokio::join!(ask(&self.collector.addr, ObserveCollector), sinks);
         Look { collector, sinks }
     }
-    async fn view(&self) -> PipelineView {
+    pub(super) async fn view(&self) -> PipelineView {
         let Look { collector, sinks } = self.look().await;
         let collector = collector.unwrap_or_default();
         let (events_in, filtered) = (self.meter.events_in.get(), self.meter.all_filtered());
-        let outputs = self.sinks.iter().zip(sinks).enumerate().map(|(i, (sink, look))| {
+        let outputs = self.sinks.iter().zip(sinks).map(|(sink, look)| {
             let queued = look.as_ref().map_or(0, |look| look.queued);
-            let waiting = collector.waiting.get(i).copied().unwrap_or(0) + queued;
+            let number = sink.number as usize;
+            let waiting = collector.waiting.get(number).copied().unwrap_or(0) + queued;
+            let missed = collector.missed.get(number).copied().unwrap_or(0);
             let (delivered, dropped, dead) = (
                 sink.meter.delivered.get(),
                 sink.meter.all_dropped(),
@@ -52,8 +54,8 @@ impl Pipeline {
             );
             OutputView {
                 label: sink.label.clone(),
-                plugin: sink.plugin.clone(),
-                when_full: match sink.when_full {
+                plugin: sink.settings.plugin.name.to_string(),
+                when_full: match sink.settings.when_full {
                     WhenFull::Block => "block",
                     WhenFull::DropNewest => "drop_newest",
                     WhenFull::DropOldest => "drop_oldest",
@@ -64,26 +66,27 @@ impl Pipeline {
                 dead,
                 waiting,
                 queued,
-                difference: events_in as i64 - (filtered + delivered + dropped + dead + waiting) as i64,
+                difference: events_in as i64 - (filtered + delivered + dropped + dead + waiting + missed) as i64,
                 error: look.and_then(|look| look.error),
             }
         });
         PipelineView {
             name: self.name.clone(),
-            input: self.input.clone(),
-            filters: self.filters.clone(),
+            input: self.settings.input.name.to_string(),
+            filters: self.settings.filters.iter().map(|f| f.name.to_string()).collect(),
             events_in,
             bytes_in: self.meter.bytes_in.get(),
             filtered,
             ended: collector.ended,
             error: collector.error.clone(),
+            note: collector.note.clone(),
             checkpoint_error: collector.checkpoint_error.clone(),
             unsettled: collector.unsettled,
             rewinds: collector.rewinds,
             outputs: outputs.collect(),
         }
     }
-    fn actors(&self) -> impl Iterator<Item = ActorView> + '_ {
+    pub(super) fn actors(&self) -> impl Iterator<Item = ActorView> + '_ {
         fn view<A: Actor>(stage: &Stage<A>) -> ActorView {
             actor_view(&stage.pulse, stage.port.as_ref())
         }
@@ -103,25 +106,28 @@ fn actor_view(pulse: &SharedPulse, port: Option<&Port<Ship>>) -> ActorView {
 }
 impl House {
     pub async fn views(&self) -> Vec<PipelineView> {
-        let views = join_all(self.pipelines.iter().map(Pipeline::view)).await;
+        let views = join_all(self.pipelines().iter().map(|pipeline| pipeline.view())).await;
+        // A reload may have taken it away meanwhile: then its series is gone for good.
+        let now = self.pipelines();
+        let is_there = |pipeline: &str, output: &str| {
+            let pipeline = now.iter().find(|p| p.name == pipeline);
+            pipeline.is_some_and(|p| p.sinks.iter().any(|sink| sink.label == output))
+        };
+        let metrics = &self.ground.metrics;
         for (pipeline, output) in views
             .iter()
             .flat_map(|view| view.outputs.iter().map(move |output| (&view.name, output)))
+            .filter(|(pipeline, output)| is_there(pipeline, &output.label))
         {
             let labels = [pipeline.as_str(), output.label.as_str()];
-            self.metrics
-                .waiting
-                .with_label_values(&labels)
-                .set(output.waiting as i64);
-            self.metrics
-                .difference
-                .with_label_values(&labels)
-                .set(output.difference);
+            metrics.waiting.with_label_values(&labels).set(output.waiting as i64);
+            metrics.difference.with_label_values(&labels).set(output.difference);
         }
         views
     }
     pub fn actors(&self) -> Vec<ActorView> {
         let control = [&self.root, &self.http].map(|pulse| actor_view(pulse, None));
+        let pipelines = self.pipelines();
         let actors = control
             .into_iter()
             .chain(
@@ -131,10 +137,11 @@ impl House {
                     .chain(self.runner.iter().flat_map(RunnerHouse::pulses))
                     .map(|pulse| actor_view(pulse, None)),
             )
-            .chain(self.pipelines.iter().flat_map(Pipeline::actors))
+            .chain(pipelines.iter().flat_map(|pipeline| pipeline.actors()))
             .collect::<Vec<_>>();
         for actor in &actors {
-            self.metrics
+            self.ground
+                .metrics
                 .waited
                 .with_label_values(&[&actor.name])
                 .set(actor.waited.as_secs_f64());
@@ -142,7 +149,7 @@ impl House {
         actors
     }
     pub fn files(&self) -> Vec<(String, Vec<FileStatus>)> {
-        self.pipelines
+        self.pipelines()
             .iter()
             .map(|p| (p.name.clone(), p.board.list()))
             .collect()
@@ -154,10 +161,14 @@ impl House {
             .filter(|actor| actor.state == "failing")
             .map(|actor| format!("{} keeps falling: {}", actor.name, actor.last_error.unwrap_or_default()))
             .collect::<Vec<_>>();
-        let mut degraded = match &self.jobs {
-            Some(jobs) => jobs.trouble().await,
-            None => vec![],
-        };
+        let mut degraded = self
+            .pipelines()
+            .iter()
+            .filter_map(|p| Some(format!("{}: {}", p.filter.pulse.name, p.filter.pulse.trouble()?)))
+            .collect::<Vec<_>>();
+        if let Some(jobs) = &self.jobs {
+            degraded.extend(jobs.trouble().await);
+        }
         if let Some(runner) = &self.runner {
             degraded.extend(runner.trouble().await);
         }
@@ -191,7 +202,8 @@ impl House {
     /// Looks twice more: does the same difference stand while nothing moves?
     async fn quiet_difference(&self, pipeline: &str, output: &str) -> bool {
         let look = async || {
-            let view = self.pipelines.iter().find(|p| p.name == pipeline)?.view().await;
+            let pipeline = self.pipelines().iter().find(|p| p.name == pipeline)?.clone();
+            let view = pipeline.view().await;
             let output = view.outputs.into_iter().find(|o| o.label == output)?;
             Some((view.events_in, output.delivered, output.waiting, output.difference))
         };
@@ -200,9 +212,8 @@ impl House {
         first == look().await && first.is_some_and(|(_, _, waiting, difference)| waiting == 0 && difference != 0)
     }
     pub fn why(&self, what: &str) -> String {
-        let mut near = None;
-        for (pipeline, file) in self
-            .pipelines
+        let (mut near, pipelines) = (None, self.pipelines());
+        for (pipeline, file) in pipelines
             .iter()
             .flat_map(|p| p.board.list().into_iter().map(move |f| (&p.name, f)))
         {
@@ -225,10 +236,9 @@ impl House {
                 near = Some(file.path);
             }
         }
-        let inputs = self
-            .pipelines
+        let inputs = pipelines
             .iter()
-            .map(|p| format!("`{}` ({})", p.name, p.input))
+            .map(|p| format!("`{}` ({})", p.name, p.settings.input.name))
             .collect::<Vec<_>>()
             .join(", ");
         match near {

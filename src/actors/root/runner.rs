@@ -4,7 +4,12 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use actix::prelude::*;
 use redb::Database;
 
-use super::{Root, Start, jobs::Runner, stop::until_answered, wire};
+use super::{
+    Root, Start,
+    jobs::{Runner, place},
+    stop::until_answered,
+    wire,
+};
 use crate::{
     actors::{
         cron::{
@@ -27,8 +32,6 @@ use crate::{
     webhook::{self, Sender},
 };
 
-/// Orders and questions that may wait.
-const MAILBOX: usize = 64;
 /// How long an answer is waited for.
 const ANSWER: Duration = Duration::from_secs(1);
 
@@ -89,7 +92,7 @@ impl RunnerHouse {
             log: start.log.new(slog::o!("actor" => "jobs/runner")),
         };
         let make = move || CronRunner::new(parts);
-        let addr = wire::raise(&arbiter, stopping, &pulse, &start.log, MAILBOX, make).await?;
+        let addr = place(&arbiter, stopping, &pulse, &start.log, make).await?;
         Ok(Self {
             addr,
             pulse,
@@ -155,7 +158,7 @@ async fn raise_notifier(
     };
     let pulse = Pulse::new("jobs/notifier", start.metrics.restarts.clone());
     let make = move || Notifier::new(config);
-    let addr = wire::raise(arbiter, stopping, &pulse, &start.log, MAILBOX, make).await?;
+    let addr = place(arbiter, stopping, &pulse, &start.log, make).await?;
     Ok(Some((addr, pulse)))
 }
 

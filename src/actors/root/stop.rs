@@ -1,14 +1,13 @@
-//! How a house ends: by a signal, by its inputs, or because the far side has left; and how it is drained.
+//! How a house is drained, and what is said of it.
 use std::time::Duration;
 
 use actix::prelude::*;
 use futures_util::future::{join_all, select_all};
-use tokio::sync::mpsc;
 
-use super::{Ended, House, Pipeline, Signal};
+use super::{Ended, House, Pipeline};
 use crate::messages::{
-    collect::{AwaitClosed, AwaitEnd, Hurry},
-    control::{Drain, PipelineView, Reopen},
+    collect::{AwaitClosed, Hurry},
+    control::{Drain, PipelineView},
 };
 
 pub(super) enum Why {
@@ -37,48 +36,11 @@ where
 }
 
 impl House {
-    /// Until somebody asks for a stop, all inputs have ended, or the far side has left.
-    pub(super) async fn until_over(&self, signals: &mut mpsc::Receiver<Signal>) -> Why {
-        if self.pipelines.is_empty() {
-            // It is here for its jobs, or to be seen.
-            while signals.recv().await == Some(Signal::Reopen) {}
-            return Why::Asked;
-        }
-        let all_ended = join_all(
-            self.pipelines
-                .iter()
-                .map(|p| until_answered(&p.collector.addr, || AwaitEnd)),
-        );
-        let sinks = self
-            .pipelines
-            .iter()
-            .flat_map(|p| p.sinks.iter().map(move |s| (&p.name, &s.stage.addr)));
-        let closed = select_all(sinks.map(|(pipeline, addr)| {
-            Box::pin(async move { (pipeline.clone(), until_answered(addr, || AwaitClosed).await) })
-        }));
-        tokio::pin!(all_ended, closed);
-        loop {
-            let signal = tokio::select! {
-                signal = signals.recv() => signal.unwrap_or(Signal::Stop),
-                _ = &mut all_ended => return Why::Ended,
-                ((pipeline, said), ..) = &mut closed => return Why::Closed { pipeline, said },
-            };
-            match signal {
-                Signal::Reopen => self.reopen(),
-                Signal::Stop => return Why::Asked,
-            }
-        }
-    }
-    fn reopen(&self) {
-        for sink in self.pipelines.iter().flat_map(|p| &p.sinks) {
-            // Control messages are few: a full mailbox would mean hundreds of signals unheard.
-            let _ = sink.stage.addr.try_send(Reopen);
-        }
-    }
     /// From the input to the sink. All of it within `limit`, and then the late are named.
     pub(super) async fn stop(&self, why: Why, limit: Duration, log: &slog::Logger) -> Ended {
-        self.stopping.begin();
-        for sink in self.pipelines.iter().flat_map(|p| &p.sinks) {
+        self.ground.stopping.begin();
+        let pipelines = self.pipelines();
+        for sink in pipelines.iter().flat_map(|p| &p.sinks) {
             let _ = sink.stage.addr.try_send(Hurry);
         }
         let deadline = tokio::time::Instant::now() + limit;
@@ -86,8 +48,7 @@ impl House {
             Why::Closed { pipeline, .. } => Some(pipeline),
             _ => None,
         };
-        let drained = self
-            .pipelines
+        let drained = pipelines
             .iter()
             .filter(|p| Some(&p.name) != gone)
             .map(|p| p.drain(deadline));
@@ -159,7 +120,7 @@ impl House {
 }
 impl Pipeline {
     /// Who was not done in time.
-    async fn drain(&self, deadline: tokio::time::Instant) -> Vec<String> {
+    pub(super) async fn drain(&self, deadline: tokio::time::Instant) -> Vec<String> {
         let mut late = vec![];
         let sinks = self
             .sinks

@@ -1,17 +1,23 @@
 //! Local sockets by name, also under paths longer than the 107 bytes that an address can hold: those go by way of /proc/self/fd.
+//! And what only the kernel knows of a TCP connection.
 use std::{
     fs::File,
     io,
+    net::TcpStream,
     os::{
         fd::AsRawFd,
         unix::{fs::FileTypeExt, net::UnixListener},
     },
     path::{Path, PathBuf},
+    time::Duration,
 };
 
-use nix::sys::{
-    socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket},
-    stat::{Mode, fchmod},
+use nix::{
+    errno::Errno,
+    sys::{
+        socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, setsockopt, socket, sockopt},
+        stat::{Mode, fchmod},
+    },
 };
 
 /// The longest path that fits into an address, without its ending zero.
@@ -66,6 +72,27 @@ impl LocalAddress {
     }
 }
 
+/// How much of what was written to a TCP connection the peer's kernel has not acknowledged, in bytes. Also true of one that has
+/// ended.
+pub fn unacknowledged(socket: &TcpStream) -> io::Result<u64> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: the descriptor is open as long as `socket` lives, and the kernel writes one int to where `bytes` is.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &mut bytes) }; // SIOCOUTQ by its older name
+    Errno::result(result)?;
+    Ok(bytes.max(0) as u64)
+}
+
+/// A TCP connection that was silent for `idle` is asked whether it still lives; after three questions without an answer, a third of
+/// that apart, it has ended.
+pub fn keep_alive(socket: &TcpStream, idle: Duration) -> io::Result<()> {
+    let seconds = |time: Duration| u32::try_from(time.as_secs()).unwrap_or(u32::MAX).max(1);
+    setsockopt(socket, sockopt::KeepAlive, &true)?;
+    setsockopt(socket, sockopt::TcpKeepIdle, &seconds(idle))?;
+    setsockopt(socket, sockopt::TcpKeepInterval, &seconds(idle / 3))?;
+    setsockopt(socket, sockopt::TcpKeepCount, &3)?;
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::{fs::PermissionsExt, net::UnixStream};
@@ -89,5 +116,30 @@ mod tests {
         std::fs::write(&file, "dear").unwrap();
         assert!(bind_private(&file).is_err(), "what is no socket is not removed");
         assert!(file.exists());
+    }
+    #[test]
+    fn what_a_peer_has_not_acknowledged_is_known() {
+        use std::{io::Write, net::TcpListener};
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        keep_alive(&socket, Duration::from_secs(60)).unwrap();
+        assert_eq!(unacknowledged(&socket).unwrap(), 0);
+        // The peer takes nothing: past what its kernel holds, all waits in ours.
+        socket.set_nonblocking(true).unwrap();
+        let mut written = 0;
+        while let Ok(more) = socket.write(&[0; 65536]) {
+            written += more as u64;
+        }
+        let waits = unacknowledged(&socket).unwrap();
+        assert!(waits > 0 && waits < written, "{waits} of {written}");
+        // It leaves: what it had not acknowledged is still known.
+        drop(listener);
+        let mut polled = [nix::poll::PollFd::new(
+            std::os::fd::AsFd::as_fd(&socket),
+            nix::poll::PollFlags::empty(),
+        )];
+        nix::poll::poll(&mut polled, 30_000u16).unwrap();
+        let left = unacknowledged(&socket).unwrap();
+        assert!(left > 0 && left <= waits, "{left} of {waits}");
     }
 }

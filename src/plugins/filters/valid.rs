@@ -19,7 +19,13 @@ pub const PLUGIN: Plugin<Build> = Plugin {
     }],
     sample: r#"{ plugin = "valid", invalid_utf8 = "replace" }"#,
     check: |table| config(table).map(drop),
-    build: |table| Ok(Box::new(Valid(config(table)?.invalid_utf8))),
+    build: |table, _| Ok(Box::new(Valid(config(table)?.invalid_utf8))),
+};
+
+pub const EXAMPLE: Example = Example {
+    plugin: "valid",
+    options: "{}",
+    lines: &["an event", "", "another"],
 };
 
 #[derive(Deserialize)]
@@ -95,24 +101,15 @@ fn replace(events: Events) -> Events {
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
     use proptest::prelude::*;
 
-    use super::*;
+    use super::{
+        super::testing::{build, events},
+        *,
+    };
 
-    fn events(contents: &[Vec<u8>]) -> Events {
-        let (mut bytes, mut ends) = (Vec::new(), Vec::new());
-        for content in contents {
-            bytes.extend_from_slice(content);
-            bytes.push(b'\n');
-            ends.push(bytes.len() as u32);
-        }
-        Events::new(Bytes::from(bytes), ends)
-    }
     fn valid(options: &str) -> Box<dyn Filter> {
-        let table = Table(serde_json::from_str(options).unwrap());
-        (PLUGIN.check)(&table).unwrap();
-        (PLUGIN.build)(&table).unwrap()
+        build("valid", options)
     }
     fn run(options: &str, contents: &[&[u8]]) -> (Vec<Vec<u8>>, Dropped) {
         let all = contents.iter().map(|c| c.to_vec()).collect::<Vec<_>>();

@@ -3,7 +3,7 @@ pub mod cron;
 pub mod file;
 pub mod stdin;
 
-use std::{sync::Arc, time::Duration};
+use std::{os::fd::OwnedFd, sync::Arc, time::Duration};
 
 use crate::{
     checkpoint::SharedJournal,
@@ -13,7 +13,7 @@ use crate::{
 };
 
 pub type Build = fn(&Table, InputContext) -> Result<Box<dyn Input>, PluginError>;
-pub const CATALOG: &[Plugin<Build>] = &[stdin::PLUGIN, file::PLUGIN_V1, cron::PLUGIN];
+pub const CATALOG: &[Plugin<Build>] = &[stdin::PLUGIN, file::PLUGIN_V1, file::PLUGIN_V2, cron::PLUGIN];
 
 /// What an input is given at its mount.
 #[derive(Clone)]
@@ -62,6 +62,14 @@ pub enum Next {
     Ended,
 }
 
+/// What ends a wait before its time.
+pub struct News {
+    /// Readable when there may be something to read.
+    pub fd: Arc<OwnedFd>,
+    /// Not looked at before so long: a source that has news all the time costs no wake-up for each.
+    pub rest: Duration,
+}
+
 /// The source cannot be read at present; the Collector backs off and asks again.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -81,6 +89,14 @@ pub trait Input: Send {
     fn no_more(&mut self) {}
     /// Goes back to what the journal says, after the Collector has lost what was read since (it never does by itself).
     fn rewinds(&self) -> bool;
+    /// Asked after `Idle`: what may end that wait sooner. The next `read` takes it in.
+    fn news(&self) -> Option<News> {
+        None
+    }
+    /// One sentence about how it reads at present that an operator should know: shown in status, and no trouble.
+    fn note(&self) -> Option<&str> {
+        None
+    }
     /// Told about once in 50 ms how far things are settled; the place to let go of files that are done with.
     fn settled(&mut self) {}
 }

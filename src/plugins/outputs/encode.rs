@@ -3,13 +3,18 @@ use std::io::{IoSlice, Write};
 
 use serde::Deserialize;
 
-use crate::{model::Batch, plugins::Opt};
+use crate::{
+    model::Batch,
+    plugins::{Opt, json::whole_object},
+};
 
 /// The row that every output has in its options.
 pub const OPTION: Opt = Opt {
     name: "encode",
     default: "\"raw\"",
-    about: "`raw`: the event as it came; `json`: one line {ts, host, group, path, offset, message}, ts being when it was read",
+    about: "`raw`: the event as it came; `json`: one line {ts, host, group, path, offset, message}, ts being when it was read; \
+            namespace, pod, container and container_id stand behind path where the input knows them (framing cri, docker); an \
+            event that is a JSON object stands as it is under `fields`, and then there is no message",
 };
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -85,7 +90,10 @@ impl Encode {
     }
 }
 
-/// One line an event: `{"ts":…,"host":…,"group":…,"path":…|null,"offset":…,"message":…}`. What is not UTF-8 becomes U+FFFD.
+/// One line an event: `{"ts":…,"host":…,"group":…,"path":…|null,"offset":…,"message":…}`, with the origin's tags behind the path, the
+/// message being text. An event that is a JSON object stands under `fields` instead: so neither ever changes its type, and no field
+/// of it can hide one of ours. What is
+/// not UTF-8 becomes U+FFFD.
 pub fn json(batch: &Batch, out: &mut Vec<u8>) {
     let start = out.len();
     let mut head_end = None;
@@ -98,7 +106,14 @@ pub fn json(batch: &Batch, out: &mut Vec<u8>) {
             }
         }
         // Writing to a Vec does not fail, here and below.
-        let _ = write!(out, "{},\"message\":", batch.offset + u64::from(offset));
+        let _ = write!(out, "{}", batch.offset + u64::from(offset));
+        if let Some(object) = whole_object(message) {
+            out.extend_from_slice(b",\"fields\":");
+            out.extend_from_slice(object.as_bytes());
+            out.extend_from_slice(b"}\n");
+            continue;
+        }
+        out.extend_from_slice(b",\"message\":");
         match simdutf8::basic::from_utf8(message) {
             Ok(text) => string(text, out),
             Err(_) => string(&String::from_utf8_lossy(message), out),
@@ -116,6 +131,10 @@ fn head(batch: &Batch, out: &mut Vec<u8>) {
     match &batch.origin.path {
         Some(path) => string(&path.to_string_lossy(), out),
         None => out.extend_from_slice(b"null"),
+    }
+    for (name, value) in &batch.origin.tags {
+        let _ = write!(out, ",\"{name}\":");
+        string(value, out);
     }
     out.extend_from_slice(b",\"offset\":");
 }
@@ -192,6 +211,18 @@ mod tests {
         assert!(out.starts_with(br#"{"ts":"2026-11-23T10:15:00.250Z","host":"h1","group":"net01","path":"#));
     }
     #[test]
+    fn json_has_the_tags_of_the_origin() {
+        let mut some = batch_from(0, "/x", &["a", "b"]);
+        let mut origin = (*some.origin).clone();
+        origin.tags = vec![("namespace", "shop".into()), ("pod", "web-\"0\"".into())];
+        some.origin = origin.into();
+        let mut out = Vec::new();
+        json(&some, &mut out);
+        let text = String::from_utf8(out).unwrap();
+        let tagged = r#""path":"/x","namespace":"shop","pod":"web-\"0\"","offset":"#;
+        assert_eq!(text.matches(tagged).count(), 2, "{text}");
+    }
+    #[test]
     fn json_of_a_stream_and_of_what_is_not_utf8() {
         let mut some = batch(0, &["x"]);
         some.events = crate::model::Events::new(bytes::Bytes::from_static(b"a\xffb\n"), vec![4]);
@@ -202,6 +233,42 @@ mod tests {
             (&line["path"], &line["message"]),
             (&serde_json::Value::Null, &"a\u{fffd}b".into())
         );
+    }
+    #[test]
+    fn an_object_stays_one_under_fields() {
+        let events = [
+            r#" {"a":1.50,"ts":"mine"} "#,
+            r#"{"a":1"#,
+            r#"{"a":1} x}"#,
+            "{}",
+            "[1]",
+            "{\"a\":\n1}",
+        ];
+        let mut out = Vec::new();
+        json(&batch(0, &events), &mut out);
+        let text = String::from_utf8(out).unwrap();
+        let lines = text
+            .lines()
+            .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap())
+            .collect::<Vec<_>>();
+        assert_eq!(lines.len(), events.len());
+        for (line, event) in lines.iter().zip(events) {
+            let is_object = event == events[0] || event == "{}";
+            let expected = if is_object {
+                event.parse().unwrap()
+            } else {
+                event.into()
+            };
+            assert_eq!(
+                (&line["fields"], &line["message"]),
+                if is_object {
+                    (&expected, &serde_json::Value::Null)
+                } else {
+                    (&serde_json::Value::Null, &expected)
+                }
+            );
+        }
+        assert!(text.contains(r#","fields":{"a":1.50,"ts":"mine"}}"#));
     }
     #[test]
     fn json_stops_joining_at_its_bound() {

@@ -3,6 +3,7 @@ pub mod encode;
 pub mod logr;
 pub mod null;
 pub mod stdout;
+pub mod tcp;
 #[cfg(test)]
 mod testing;
 
@@ -15,7 +16,7 @@ use crate::{
 };
 
 pub type Build = fn(&Table, OutputContext) -> Result<Box<dyn Output>, PluginError>;
-pub const CATALOG: &[Plugin<Build>] = &[stdout::PLUGIN, logr::PLUGIN, null::PLUGIN];
+pub const CATALOG: &[Plugin<Build>] = &[stdout::PLUGIN, logr::PLUGIN, tcp::PLUGIN, null::PLUGIN];
 
 /// What an output is given at its mount.
 #[derive(Clone)]
@@ -33,8 +34,9 @@ pub struct OutputContext {
 pub struct Written {
     /// How many batches, from the front, are delivered.
     pub batches: usize,
-    /// Why not all. None with fewer than all: nothing is wrong, call again at once with what is left (a border was reached, or the
-    /// far side took nothing for 100 ms: so that a stop is heard meanwhile).
+    /// Why not all. None with fewer than all: nothing is known to be wrong, call again at once with what is left (a border was
+    /// reached, or the far side took or acknowledged nothing for up to 100 ms: so that a stop is heard meanwhile, and that what came
+    /// meanwhile is sent too).
     pub stopped: Option<OutputError>,
 }
 impl Written {
@@ -56,6 +58,23 @@ pub enum OutputError {
     Closed(String),
 }
 
+/// One step of reaching the far side, for `agent check --online`.
+#[derive(Debug)]
+pub struct Step {
+    /// `connect to a:514`
+    pub what: String,
+    /// What was found, or what failed.
+    pub result: Result<String, String>,
+}
+impl Step {
+    pub fn new(what: String, result: Result<String, &String>) -> Self {
+        Self {
+            what,
+            result: result.map_err(String::clone),
+        }
+    }
+}
+
 pub type Syncer = Box<dyn FnOnce() -> io::Result<()> + Send>;
 
 /// What the system said, in our words: lower case, without the number.
@@ -72,6 +91,11 @@ pub fn said(error: &io::Error) -> String {
 pub trait Output: Send {
     /// Writes these in order. Batches may be empty (all filtered away): they count as delivered.
     fn write(&mut self, batches: &[Batch]) -> Written;
+    /// In a reload, before it is mounted: opens or tries what can be without an event, so that settings which cannot work change
+    /// nothing. What another output of this process still holds is no error: it is about to let go of it.
+    fn bind(&mut self) -> Result<(), String> {
+        Ok(())
+    }
     /// Work after which what was delivered until now survives a power loss. It may be done on another thread while the next writes
     /// go on; after an error the next one may succeed, although what this one was for is not safe.
     fn syncer(&mut self) -> Syncer {
@@ -83,6 +107,9 @@ pub trait Output: Send {
     }
     /// Opens its target by name again at the next write (SIGUSR1: somebody moved the file).
     fn reopen(&mut self) {}
+    /// Reaches for its far side, step by step, and writes nothing there that stays (`agent check --online`). An output without a far
+    /// side has no steps.
+    fn online(&mut self, _say: &mut dyn FnMut(Step)) {}
     /// The last call of an orderly stop.
     fn close(&mut self) -> io::Result<()> {
         self.sync()

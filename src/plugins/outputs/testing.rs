@@ -49,6 +49,7 @@ pub fn batch(seq: u64, contents: &[&str]) -> Batch {
         origin: Arc::new(Origin {
             host: host(),
             path: None,
+            tags: Vec::new(),
         }),
         offset: 0,
         read_at: clock().wall(),
@@ -59,6 +60,7 @@ pub fn batch_from(seq: u64, path: impl Into<PathBuf>, contents: &[&str]) -> Batc
     let origin = Arc::new(Origin {
         host: host(),
         path: Some(path.into()),
+        tags: Vec::new(),
     });
     Batch {
         origin,

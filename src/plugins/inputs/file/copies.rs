@@ -15,6 +15,7 @@ use super::{
     identity::{self, Head, Inode, Stamp, fits, is_rotated_name},
     keep::open_regular,
     reconcile::{Group, unread_row},
+    source::{self, fits_file},
     tail::Tail,
 };
 use crate::model::{FileState, Progress};
@@ -22,8 +23,6 @@ use crate::model::{FileState, Progress};
 /// So long a file that begins like another one, and has the name of a rotated one, is taken for a copy in the making: until the other is
 /// truncated, or this one has not grown for so long.
 const COPY_TAKES: Duration = Duration::from_secs(10);
-/// Made of a rotated file: not text, and not another rotation.
-const PACKED: [&str; 4] = ["gz", "bz2", "xz", "zst"];
 
 impl Files {
     /// Files that changed are compared before new ones are looked at: one of these may be a copy of one that was truncated.
@@ -35,7 +34,8 @@ impl Files {
         let replaced = |tail: &Tail| {
             let opened = open_regular(&tail.path).and_then(|file| {
                 let is_it = Inode::of(&file.metadata()?) == tail.inode;
-                Ok(is_it && !fits(&file, &tail.head, &tail.at)?)
+                let unpack = self.options.read_compressed;
+                Ok(is_it && !fits_file(&tail.path, unpack, file, &tail.head, &tail.at)?)
             });
             opened.unwrap_or(false) // its turn will tell
         };
@@ -135,10 +135,7 @@ impl Files {
         };
         let missed = entries.flatten().filter(|entry| {
             let name = entry.path();
-            let packed = name
-                .extension()
-                .is_some_and(|ending| PACKED.iter().any(|packed| ending == *packed));
-            if packed || !is_rotated_name(path, &name) {
+            if source::packing(&name).is_some() || !is_rotated_name(path, &name) {
                 return false;
             }
             let Ok(meta) = entry.metadata() else { return false };

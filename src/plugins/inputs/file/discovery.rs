@@ -10,12 +10,19 @@ use std::{
 
 use globset::{GlobBuilder, GlobMatcher};
 
-use super::identity::{Inode, Stamp};
+use super::{
+    identity::{Inode, Stamp},
+    source::packing,
+};
 use crate::plugins::BadValue;
+
+/// Symlinks that lead to symlinks: the kernel gives up at 40.
+const MOST_LINKS: usize = 40;
 
 pub struct Globs {
     paths: Vec<Vec<Part>>,
     exclude: Vec<Exclude>,
+    unpacks: bool,
 }
 /// One directory level of a pattern.
 enum Part {
@@ -37,6 +44,15 @@ pub struct Found {
     pub inode: Inode,
     pub stamp: Stamp,
 }
+/// Where names come and go that matter.
+pub enum Place<'a> {
+    /// A directory in which names are looked for.
+    Directory(&'a Path),
+    /// Where a symlink leads, maybe to nothing yet.
+    Target(&'a Path),
+}
+pub type Enter<'a> = &'a mut dyn FnMut(Place<'_>);
+
 #[derive(Default)]
 pub struct Scan {
     pub files: Vec<Found>,
@@ -91,7 +107,23 @@ impl Globs {
         Ok(Self {
             paths: paths.collect::<Result<_, _>>()?,
             exclude: exclude.collect::<Result<_, _>>()?,
+            unpacks: false,
         })
+    }
+    /// Packed files are read, as far as we can.
+    pub fn unpacking(self, unpacks: bool) -> Self {
+        Self { unpacks, ..self }
+    }
+    /// Why a name that matches is not opened.
+    fn rule_against(&self, path: &Path) -> Option<String> {
+        if let Some(rule) = self.excluded_by(path) {
+            return Some(format!("matches exclude {rule:?}"));
+        }
+        match packing(path)? {
+            "gz" if self.unpacks => None,
+            ending if self.unpacks => Some(format!("is packed ({ending}), only gz can be read")),
+            ending => Some(format!("is packed ({ending}), and read_compressed is false")),
+        }
     }
 
     pub fn excluded_by(&self, path: &Path) -> Option<&str> {
@@ -100,29 +132,52 @@ impl Globs {
         self.exclude.iter().find(hits).map(|e| e.text.as_str())
     }
 
-    pub fn scan(&self) -> Scan {
+    /// Does a file of this name matter, or, if it is a directory, may one in it?
+    pub fn concerns(&self, path: &Path, is_dir: bool) -> bool {
+        let names = path
+            .components()
+            .skip(1)
+            .map(|part| part.as_os_str())
+            .collect::<Vec<_>>();
+        let fits = self.paths.iter().any(|parts| fits(parts, &names, is_dir));
+        fits && (is_dir || self.rule_against(path).is_none())
+    }
+    /// `enter` is told each place in which a name may come or go that matters, before anything is looked up in it.
+    pub fn scan(&self, enter: Enter<'_>) -> Scan {
         let mut scan = Scan::default();
         for parts in &self.paths {
-            self.walk(Path::new("/"), parts, &mut scan);
+            self.walk(Path::new("/"), parts, &mut scan, enter);
         }
         scan
     }
-    fn walk(&self, dir: &Path, parts: &[Part], scan: &mut Scan) {
+    fn walk(&self, dir: &Path, parts: &[Part], scan: &mut Scan, enter: Enter<'_>) {
         let Some((part, rest)) = parts.split_first() else {
             return;
         };
         let glob = match part {
             Part::Name(name) => {
                 let path = dir.join(name);
-                match rest {
-                    [] => self.take(path, None, scan),
-                    rest => self.walk(&path, rest, scan),
+                if rest.is_empty() {
+                    enter(Place::Directory(dir));
+                    self.take(path, None, scan, enter);
+                } else if path.is_dir() {
+                    self.walk(&path, rest, scan, enter);
+                } else {
+                    enter(Place::Directory(dir)); // it may come
+                    match fs::metadata(&path) {
+                        Err(error) => blind(&path, error, scan),
+                        Ok(_) => self.walk(&path, rest, scan, enter), // it came meanwhile
+                    }
                 }
                 return;
             }
-            Part::Glob(glob) => Some(glob),
+            Part::Glob(glob) => {
+                enter(Place::Directory(dir));
+                Some(glob)
+            }
             Part::Any => {
-                self.walk(dir, rest, scan);
+                enter(Place::Directory(dir));
+                self.walk(dir, rest, scan, enter);
                 None
             }
         };
@@ -141,37 +196,39 @@ impl Globs {
             }
             let kind = entry.file_type().ok();
             match glob {
-                Some(_) if rest.is_empty() => self.take(entry.path(), kind.map(|kind| (kind, &entry)), scan),
-                Some(_) => self.walk_if_dir(entry.path(), kind, rest, scan),
+                Some(_) if rest.is_empty() => self.take(entry.path(), kind.map(|kind| (kind, &entry)), scan, enter),
+                Some(_) => self.walk_if_dir(entry.path(), kind, rest, scan, enter),
                 None => {
                     if rest.is_empty() && kind.is_some_and(|kind| !kind.is_dir()) {
-                        self.take(entry.path(), kind.map(|kind| (kind, &entry)), scan);
+                        self.take(entry.path(), kind.map(|kind| (kind, &entry)), scan, enter);
                     }
-                    self.walk_if_dir(entry.path(), kind, parts, scan);
+                    self.walk_if_dir(entry.path(), kind, parts, scan, enter);
                 }
             }
         }
     }
-    fn walk_if_dir(&self, path: PathBuf, kind: Option<FileType>, parts: &[Part], scan: &mut Scan) {
+    fn walk_if_dir(&self, path: PathBuf, kind: Option<FileType>, parts: &[Part], scan: &mut Scan, enter: Enter<'_>) {
         match kind {
-            Some(kind) if kind.is_dir() => self.walk(&path, parts, scan),
+            Some(kind) if kind.is_dir() => self.walk(&path, parts, scan, enter),
             Some(kind) if kind.is_symlink() => match fs::metadata(&path) {
-                Ok(meta) if meta.is_dir() && !is_within(&path, &meta) => self.walk(&path, parts, scan),
+                Ok(meta) if meta.is_dir() && !is_within(&path, &meta) => self.walk(&path, parts, scan, enter),
                 _ => {}
             },
             _ => {}
         }
     }
     /// A name that matches. What a directory says about its entries spares a look at each.
-    fn take(&self, path: PathBuf, listed: Option<(FileType, &fs::DirEntry)>, scan: &mut Scan) {
-        if let Some(rule) = self.excluded_by(&path) {
-            let rule = format!("matches exclude {rule:?}");
+    fn take(&self, path: PathBuf, listed: Option<(FileType, &fs::DirEntry)>, scan: &mut Scan, enter: Enter<'_>) {
+        if let Some(rule) = self.rule_against(&path) {
             scan.skipped.push((path, rule));
             return;
         }
         let meta = match listed {
             Some((kind, entry)) if !kind.is_symlink() => entry.metadata(),
-            _ => fs::metadata(&path),
+            _ => {
+                enter_targets(&path, enter);
+                fs::metadata(&path)
+            }
         };
         match meta {
             Ok(meta) if meta.is_file() => scan.files.push(Found {
@@ -190,10 +247,35 @@ impl Globs {
     }
 }
 
+/// Does a path with these names fit the pattern? `begun`: it is enough if one below it might.
+fn fits(parts: &[Part], names: &[&OsStr], begun: bool) -> bool {
+    match (parts.split_first(), names.split_first()) {
+        (None, None) => true,
+        (None, Some(_)) => false,
+        (Some((Part::Any, [])), _) => true,
+        (Some(_), None) => begun,
+        (Some((Part::Any, rest)), Some((_, deeper))) => fits(rest, names, begun) || fits(parts, deeper, begun),
+        (Some((Part::Name(part), rest)), Some((name, deeper))) => part == name && fits(rest, deeper, begun),
+        (Some((Part::Glob(glob), rest)), Some((name, deeper))) => {
+            glob.is_match(Path::new(name)) && fits(rest, deeper, begun)
+        }
+    }
+}
+
 /// What is not there is no trouble: it may come.
 fn blind(path: &Path, error: io::Error, scan: &mut Scan) {
     if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) {
         scan.blind.push((path.to_owned(), error));
+    }
+}
+/// Each place that a symlink leads to, one after the other.
+fn enter_targets(path: &Path, enter: Enter<'_>) {
+    let mut at = path.to_owned();
+    for _ in 0..MOST_LINKS {
+        let Ok(target) = fs::read_link(&at) else { return };
+        at.pop();
+        at.push(target);
+        enter(Place::Target(&at));
     }
 }
 /// Does this symlink lead to a directory above itself?
@@ -255,7 +337,7 @@ mod tests {
     use super::*;
 
     fn found(paths: &[String], exclude: &[String]) -> Vec<String> {
-        let scan = Globs::new(paths, exclude).unwrap().scan();
+        let scan = Globs::new(paths, exclude).unwrap().scan(&mut |_| ());
         let mut names = scan.files.iter().map(|f| shown(&f.path)).collect::<Vec<_>>();
         names.sort();
         names
@@ -289,6 +371,45 @@ mod tests {
         assert_eq!(some.len(), 4, "{some:?}");
     }
     #[test]
+    fn which_names_matter_and_where_they_may_come() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path();
+        fs::create_dir_all(root.join("a/b")).unwrap();
+        let of = |pattern: &str| Globs::new(&[format!("{}/{pattern}", root.display())], &["*.gz".into()]).unwrap();
+        let entered = |pattern: &str| {
+            let mut dirs = Vec::new();
+            of(pattern).scan(&mut |place| {
+                if let Place::Directory(dir) = place {
+                    dirs.push(dir.strip_prefix(root).unwrap().display().to_string());
+                }
+            });
+            dirs.sort();
+            dirs.dedup();
+            dirs
+        };
+        assert_eq!(entered("*.log"), [""]);
+        assert_eq!(entered("a/x.log"), ["a"]);
+        assert_eq!(entered("a/c/d/x.log"), ["a"], "where the next directory may come");
+        assert_eq!(entered("*/*.log"), ["", "a"]);
+        assert_eq!(entered("**/x.log"), ["", "a", "a/b"]);
+        let concerns = |pattern: &str, name: &str, is_dir| of(pattern).concerns(&root.join(name), is_dir);
+        for (pattern, name, file, dir) in [
+            ("*.log", "x.log", true, true),
+            ("*.log", "x.txt", false, false),
+            ("*.log", "a/x.log", false, false),
+            ("*/*.log", "a", false, true),
+            ("*/*.log", "a/x.log", true, true),
+            ("**/x.log", "a/b/c", false, true),
+            ("**/x.log", "a/b/x.log", true, true),
+            ("a/c/x.log", "a/c", false, true),
+            ("a/c/x.log", "a/d", false, false),
+            ("*", "x.gz", false, true),
+        ] {
+            assert_eq!(concerns(pattern, name, false), file, "{pattern} {name}");
+            assert_eq!(concerns(pattern, name, true), dir, "{pattern} {name}/");
+        }
+    }
+    #[test]
     fn names_are_bytes() {
         let dir = tempfile::tempdir().unwrap();
         let names: [&[u8]; 4] = [
@@ -320,7 +441,7 @@ mod tests {
         symlink("nowhere", dir.path().join("dangling")).unwrap();
         let scan = Globs::new(&[format!("{}/*", dir.path().display())], &[])
             .unwrap()
-            .scan();
+            .scan(&mut |_| ());
         let mut kinds = scan.special.iter().map(|(_, kind)| *kind).collect::<Vec<_>>();
         kinds.sort_unstable();
         assert_eq!(kinds, ["device", "directory", "fifo", "socket"]);

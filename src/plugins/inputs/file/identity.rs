@@ -18,7 +18,7 @@ use crate::{checkpoint::Identity, model::Progress};
 /// Bytes of the head at most.
 pub const HEAD: u64 = 4096;
 /// Bytes of the window at most.
-const WINDOW: usize = 1024;
+pub const WINDOW: usize = 1024;
 /// A file with another inode is taken for the same one (restored, moved to another disk, saved by an editor) if at least so many bytes
 /// of it are known: a first line alone is too often the same.
 pub const ENOUGH_WITHOUT_INODE: u64 = 256;
@@ -68,7 +68,7 @@ pub struct Head {
 }
 impl Head {
     /// Of a file of which `read` bytes were read: what is behind that may not be final.
-    pub fn of(file: &File, read: u64) -> io::Result<Self> {
+    pub fn of(file: &impl ReadAt, read: u64) -> io::Result<Self> {
         let mut bytes = [0; HEAD as usize];
         let len = read_full(file, &mut bytes[..read.min(HEAD) as usize], 0)?;
         Ok(Self {
@@ -76,7 +76,7 @@ impl Head {
             hash: xxh3_64(&bytes[..len]),
         })
     }
-    pub fn fits(&self, file: &File) -> io::Result<bool> {
+    pub fn fits(&self, file: &impl ReadAt) -> io::Result<bool> {
         Ok(self.len == 0 || Self::of(file, self.len.into())? == *self)
     }
     /// Worth to be taken anew: not at every line.
@@ -93,7 +93,7 @@ pub struct Window {
 }
 impl Window {
     /// Reads the bytes before `at`, and says whether they are those that were there.
-    pub fn check(file: &File, at: &Progress) -> io::Result<Option<Self>> {
+    pub fn check(file: &impl ReadAt, at: &Progress) -> io::Result<Option<Self>> {
         let mut window = Self {
             bytes: [0; WINDOW],
             len: usize::from(at.window_len).min(WINDOW),
@@ -121,7 +121,7 @@ impl Window {
     }
 }
 /// The place at `offset`, its window read from the file.
-pub fn place(file: &File, offset: u64) -> io::Result<Progress> {
+pub fn place(file: &impl ReadAt, offset: u64) -> io::Result<Progress> {
     let len = offset.min(WINDOW as u64);
     let mut bytes = [0; WINDOW];
     let len = read_full(file, &mut bytes[..len as usize], offset - len)?;
@@ -143,11 +143,20 @@ pub fn head_of(identity: &Identity) -> Head {
     }
 }
 
+/// What can be read at any offset.
+pub trait ReadAt {
+    fn read_some_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
+}
+impl ReadAt for File {
+    fn read_some_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.read_at(buffer, offset)
+    }
+}
 /// Reads until the buffer is full or the file ends.
-pub fn read_full(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+pub fn read_full(file: &impl ReadAt, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
     let mut done = 0;
     while done < buffer.len() {
-        match file.read_at(&mut buffer[done..], offset + done as u64) {
+        match file.read_some_at(&mut buffer[done..], offset + done as u64) {
             Ok(0) => break,
             Ok(read) => done += read,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

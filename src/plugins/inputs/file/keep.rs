@@ -11,9 +11,12 @@ use nix::libc::{EMFILE, ENFILE, O_NOCTTY, O_NONBLOCK};
 use slog::{debug, info, warn};
 
 use super::{
-    Files, Key, Orphan,
+    Files, Key, Orphan, Watching,
     discovery::shown,
     identity::{Head, Inode, Stamp},
+    reconcile::too_old,
+    records::last_line_end,
+    source::{Source, is_gzip},
     tail::{Tail, Trouble},
 };
 use crate::{
@@ -33,6 +36,10 @@ const WARN_EVERY: Duration = Duration::from_secs(3600);
 const FIRST_WAIT: Duration = Duration::from_secs(1);
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
+/// Half of what may be open.
+pub fn default_open() -> usize {
+    (os::most_open_files() / 2).clamp(16, 4096) as usize
+}
 pub fn most_open(wanted: usize) -> usize {
     wanted
         .min(os::most_open_files().saturating_sub(RESERVE) as usize)
@@ -64,15 +71,28 @@ impl Files {
         let Some(tail) = self.tails.get_mut(&key) else {
             return false;
         };
+        let unpack = self.options.read_compressed && is_gzip(&tail.path);
         let opened = open_regular(&tail.path).and_then(|file| {
-            let inode = Inode::of(&file.metadata()?);
-            Ok((file, inode))
+            let meta = file.metadata()?;
+            let (inode, names) = (Inode::of(&meta), meta.nlink());
+            Ok((Source::new(file, unpack)?, inode, names))
         });
         match opened {
-            Ok((file, inode)) if inode == tail.inode => {
+            Ok((file, inode, names)) if inode == tail.inode => {
                 let is_link = tail.path.symlink_metadata().is_ok_and(|meta| meta.is_symlink());
                 tail.real = is_link.then(|| tail.path.canonicalize().ok()).flatten();
+                if let Watching::Here(watcher) = &mut self.watching
+                    && (is_link || names > 1 || tail.gone.is_some())
+                {
+                    watcher.watch_file(key, file.raw(), &tail.path); // it may be written to through a name elsewhere
+                }
+                if std::mem::take(&mut tail.aged)
+                    && let Ok(at) = last_line_end(file.raw(), tail.at.offset, &self.options.framing)
+                {
+                    (tail.at, tail.size) = (at, at.offset); // not into the middle of a line
+                }
                 tail.file = Some(file);
+                tail.made_room = false;
                 tail.active = now;
                 self.open.insert(key);
                 self.show(key);
@@ -103,14 +123,22 @@ impl Files {
         let candidates = self.open.iter().filter_map(|key| Some((key, self.tails.get(key)?)));
         let oldest = candidates
             .filter(|(_, tail)| tail.gone.is_none())
-            .min_by_key(|(_, tail)| (tail.queued, tail.active))
+            .min_by_key(|(_, tail)| (tail.queued, tail.record.waits, tail.active))
             .map(|(key, _)| *key);
-        oldest.map(|key| self.close(key)).is_some()
+        let Some(key) = oldest else { return false };
+        if let Some(tail) = self.tails.get_mut(&key) {
+            tail.made_room = true;
+        }
+        self.close(key);
+        true
     }
     pub(super) fn close(&mut self, key: Key) {
         self.open.remove(&key);
         if let Some(tail) = self.tails.get_mut(&key) {
             tail.close();
+            if tail.record.waits && tail.gone.is_none() {
+                self.waiting.insert(key);
+            }
         }
         self.show(key);
     }
@@ -154,6 +182,12 @@ impl Files {
     /// Looks at the open files, and at those whose time has come.
     pub(super) fn poll(&mut self, now: Duration) {
         let (mut changed, mut idle) = (Vec::new(), Vec::new());
+        let timeout = self.options.framing.record_timeout(self.options.flush_partial);
+        let is_due = |tail: &Tail| {
+            let quiet = now.saturating_sub(tail.active);
+            let deleted = tail.gone.is_some_and(|gone| gone.deleted); // goes as a whole, half a line too
+            tail.record.waits && !deleted && timeout.is_some_and(|timeout| quiet >= timeout)
+        };
         for key in &self.open {
             let Some(tail) = self.tails.get_mut(key).filter(|tail| !tail.queued) else {
                 continue;
@@ -170,11 +204,25 @@ impl Files {
             } else if tail.partial && self.options.flush_partial.is_some_and(|after| quiet >= after) {
                 tail.flush = true;
                 changed.push(*key);
-            } else if tail.gone.is_none() && quiet >= self.options.close_idle {
+            } else if is_due(tail) {
+                tail.record.flush = true;
+                changed.push(*key);
+            } else if tail.gone.is_none() && !tail.record.waits && quiet >= self.options.close_idle {
                 idle.push(*key);
             }
         }
         idle.into_iter().for_each(|key| self.close(key));
+        self.waiting.retain(|key| {
+            let Some(tail) = self.tails.get_mut(key) else {
+                return false;
+            };
+            if is_due(tail) {
+                tail.record.flush = true;
+                changed.push(*key); // it is opened again
+                return false;
+            }
+            tail.record.waits && tail.file.is_none()
+        });
         let due = |key: &&Key| {
             let trouble = self.tails.get(key).and_then(|tail| tail.trouble.as_ref());
             trouble.is_none_or(|trouble| now >= trouble.until)
@@ -198,7 +246,11 @@ impl Files {
                 self.options.close_idle
             };
             if gone.deleted && now.saturating_sub(gone.since) >= self.options.hold_deleted {
-                let left = stamp.map_or(0, |stamp| stamp.size).saturating_sub(tail.at.offset);
+                let size = match &tail.file {
+                    Some(file) if file.is_packed() => tail.size,
+                    _ => stamp.map_or(0, |stamp| stamp.size),
+                };
+                let left = size.saturating_sub(tail.at.offset);
                 if left > 0 {
                     self.context.tally.count("bytes_given_up", left);
                     warn!(self.context.log, "deleted file could not be delivered in time, given up; bytes={}", left;
@@ -217,8 +269,12 @@ impl Files {
     }
     /// All of it is read, and it will not be found again.
     pub(super) fn finish(&mut self, key: Key) {
+        let packed = self.packed_forms.remove(&key);
         let Some(tail) = self.drop_tail(key) else { return };
         debug!(self.context.log, "file is done with"; "file" => shown(&tail.path), "offset" => tail.at.offset);
+        if packed.is_some_and(|packed| self.unpack_rest(packed, &tail)) {
+            return;
+        }
         if tail.gone.is_some_and(|gone| gone.deleted) {
             self.done.push((tail.id, tail.at.offset));
         }
@@ -226,13 +282,14 @@ impl Files {
     /// Its name is gone, and it is not open.
     pub(super) fn lost_sight(&mut self, key: Key) {
         let Some(tail) = self.drop_tail(key) else { return };
-        let lost = tail.listed.size.max(tail.size).saturating_sub(tail.at.offset);
+        let listed = if self.unpacks(&tail.path) { 0 } else { tail.listed.size };
+        let lost = listed.max(tail.size).saturating_sub(tail.at.offset);
         if lost > 0 {
             self.context.tally.count("bytes_lost", lost);
             warn!(self.context.log, "file is gone before its end was read; bytes={}", lost; "file" => shown(&tail.path));
         }
     }
-    fn drop_tail(&mut self, key: Key) -> Option<Tail> {
+    pub(super) fn drop_tail(&mut self, key: Key) -> Option<Tail> {
         let tail = self.tails.remove(&key)?;
         if self.by_inode.get(&tail.inode) == Some(&key) {
             self.by_inode.remove(&tail.inode);
@@ -241,9 +298,14 @@ impl Files {
             &mut self.open,
             &mut self.leaving,
             &mut self.troubled,
+            &mut self.waiting,
             &mut self.settling,
         ] {
             keys.remove(&key);
+        }
+        self.packed_forms.remove(&key);
+        if let Some(watcher) = self.watcher() {
+            watcher.forget_file(key);
         }
         self.context.board.remove(&tail.path);
         self.stamp(&tail);
@@ -368,7 +430,22 @@ impl Files {
                 FileState::Leaving,
                 "renamed out of sight, is read to its end".to_owned(),
             ),
+            (None, None) if tail.record.waits && !tail.queued => (
+                FileState::Tailing,
+                "its last event waits for its end, or for the timeout".to_owned(),
+            ),
             (None, None) if tail.file.is_some() || tail.queued => (FileState::Tailing, String::new()),
+            (None, None) if tail.aged => (
+                FileState::Skipped,
+                too_old(self.options.ignore_older.unwrap_or_default()),
+            ),
+            (None, None) if tail.made_room => (
+                FileState::Idle,
+                format!(
+                    "closed to make room (max_open_files = {}), looked at by name",
+                    self.max_open
+                ),
+            ),
             (None, None) => (FileState::Idle, String::new()),
         };
         let acknowledged = match self.journal() {
@@ -378,8 +455,8 @@ impl Files {
         let status = FileStatus {
             path: shown(&tail.path),
             identity: tail.inode.to_string(),
-            size: if tail.file.is_some() {
-                tail.size
+            size: if tail.file.is_some() || self.unpacks(&tail.path) {
+                tail.size.max(tail.at.offset)
             } else {
                 tail.listed.size
             },

@@ -1,4 +1,4 @@
-//! Follows files by polling. `discovery` finds names, `identity` knows a file again, `tail` reads one file, `reconcile` brings names and
+//! Follows files: by polling (v1), or told by the kernel where to look (v2, see `watch`). `discovery` finds names, `identity` knows a file again, `tail` reads one file, `reconcile` brings names and
 //! files together after each look at the directories (with `recall` for what the journal knows, and `copies` for what is no plain
 //! rename), `keep` looks after descriptors, the board and the journal.
 //!
@@ -8,9 +8,13 @@ mod copies;
 mod discovery;
 mod identity;
 mod keep;
+mod packed;
 mod recall;
 mod reconcile;
+mod records;
+mod source;
 mod tail;
+mod watch;
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -25,14 +29,16 @@ use crate::{
         Mark, Progress, SourceId,
         units::{Size, Span},
     },
+    os,
     plugins::{
         BadValue, Opt,
-        framing::{self, OnLongLine, Pool, Rules, SMALL},
+        framing::{self, Framing, OnLongLine, Pool, SMALL},
     },
 };
 use discovery::Globs;
 use identity::{Head, Inode};
 use tail::{Step, Tail};
+use watch::{Watcher, Watching};
 
 pub const PLUGIN_V1: Plugin<Build> = Plugin {
     name: "file",
@@ -41,68 +47,100 @@ pub const PLUGIN_V1: Plugin<Build> = Plugin {
     about: "Follows files by polling, through every kind of rotation. Works on all file systems, network ones too. Polling has one limit: \
             a file of one line that is truncated and given the same line again looks as if it had been touched; it is seen as new with \
             its next change of size.",
-    delivery: "Read again from the checkpoint: at least once, and exactly once after a clean stop. What no agent can recover (truncated \
-               before it was read, no copy in sight) is counted as bytes_lost.",
-    options: &[
-        opt(
-            "paths",
-            "required",
-            "Patterns of the files to read: *, ?, [a-z], {a,b} within a name, ** for any depth of directories. \
-             Symlinks are followed, a file with several names is read once. A backslash takes the meaning from the next character.",
-        ),
-        opt(
-            "exclude",
-            "[]",
-            "Patterns of files that are never opened. One without a slash is about the name alone, as in \"*.gz\".",
-        ),
-        opt(
-            "start",
-            "\"beginning\"",
-            "beginning or end: where a file is begun that is there at the very first start. What appears later is \
-             always read from its beginning.",
-        ),
-        framing::MAX_LINE,
-        framing::ON_LONG_LINE,
-        opt(
-            "max_open_files",
-            "512",
-            "How many files may be open at once, 64 less than the process may have at most. Beyond it the one idle \
-             for longest is closed, and looked at by name.",
-        ),
-        opt(
-            "close_idle",
-            "\"5m\"",
-            "After so long without news a file is closed, and looked at by name. Also how long a file that was renamed \
-             out of sight stays open after the last news.",
-        ),
-        opt(
-            "hold_deleted",
-            "\"5m\"",
-            "For so long a deleted file is held open while nothing of what is left in it can be delivered. Then it is \
-             given up, and counted as bytes_given_up.",
-        ),
-        opt(
-            "forget_after",
-            "\"14d\"",
-            "So long the checkpoint of a file that is not there any more is kept.",
-        ),
-        opt(
-            "poll_every",
-            "\"250ms\"",
-            "How often open files are looked at, and at most how often the directories are: looking for files takes \
-             a hundredth of the time at most, and happens every 10s at least.",
-        ),
-        opt(
-            "flush_partial",
-            "none",
-            "After so long an unfinished line at the end of a file is delivered as it is. What is written to it later \
-             becomes a line of its own. By default such a line waits for its end.",
-        ),
-    ],
+    delivery: DELIVERY,
+    options: OPTIONS,
     sample: r#"{ plugin = "file:v1", paths = ["/var/log/*.log"] }"#,
     check: |table| Options::read(table).map(drop),
-    build: |table, context| Ok(Box::new(Files::new(Options::read(table)?, context))),
+    build: |table, context| Ok(Box::new(Files::new(Options::read(table)?, context, false))),
 };
+/// `file` alone: the same, told by the kernel where to look.
+pub const PLUGIN_V2: Plugin<Build> = Plugin {
+    name: "file",
+    tag: "v2",
+    stable: true,
+    about: "Follows files by what the kernel says about them (inotify), through every kind of rotation; looks at everything now and then all \
+            the same. Where the kernel does not tell (a limit of inotify, a network file system) it polls as file:v1 does, and says why. \
+            Same options and same checkpoints as file:v1: either goes on where the other was.",
+    delivery: DELIVERY,
+    options: OPTIONS,
+    sample: r#"{ plugin = "file:v2", paths = ["/var/log/*.log"] }"#,
+    check: |table| Options::read(table).map(drop),
+    build: |table, context| Ok(Box::new(Files::new(Options::read(table)?, context, true))),
+};
+const DELIVERY: &str = "Read again from the checkpoint: at least once, and exactly once after a clean stop. What no agent can recover (truncated \
+     before it was read, no copy in sight) is counted as bytes_lost.";
+const OPTIONS: &[Opt] = &[
+    opt(
+        "paths",
+        "required",
+        "Patterns of the files to read: *, ?, [a-z], {a,b} within a name, ** for any depth of directories. \
+         Symlinks are followed, a file with several names is read once. A backslash takes the meaning from the next character.",
+    ),
+    opt(
+        "exclude",
+        "[]",
+        "Patterns of files that are never opened. One without a slash is about the name alone, as in \"*.gz\".",
+    ),
+    opt(
+        "start",
+        "\"beginning\"",
+        "beginning or end: where a file is begun that is there at the very first start. What appears later is \
+         always read from its beginning.",
+    ),
+    framing::FRAMING,
+    framing::MULTILINE,
+    framing::ENCODING,
+    framing::KEEP_FIELDS,
+    framing::MAX_LINE,
+    framing::ON_LONG_LINE,
+    opt(
+        "max_open_files",
+        "half the limit",
+        "How many files may be open at once; by default half of what the process may have open (ulimit -n), 4096 at most. 64 are \
+         always left to sockets, the log and the state. Beyond it the one idle for longest is closed, and looked at by name.",
+    ),
+    opt(
+        "close_idle",
+        "\"5m\"",
+        "After so long without news a file is closed, and looked at by name. Also how long a file that was renamed \
+         out of sight stays open after the last news.",
+    ),
+    opt(
+        "hold_deleted",
+        "\"5m\"",
+        "For so long a deleted file is held open while nothing of what is left in it can be delivered. Then it is \
+         given up, and counted as bytes_given_up.",
+    ),
+    opt(
+        "forget_after",
+        "\"14d\"",
+        "So long the checkpoint of a file that is not there any more is kept.",
+    ),
+    opt(
+        "poll_every",
+        "\"250ms\"",
+        "How often open files are looked at, and at most how often the directories are: looking for files takes \
+         a hundredth of the time at most, and happens every 10s at least.",
+    ),
+    opt(
+        "ignore_older",
+        "none",
+        "A file that is met for the first time, and was last written to longer ago, is not opened; only what is added to it \
+         later is read.",
+    ),
+    opt(
+        "read_compressed",
+        "false",
+        "Reads gzip files (*.gz), of one or more members, too. What was read before it was packed is not read again. \
+         Otherwise packed files (*.gz, *.bz2, *.xz, *.zst) are left out.",
+    ),
+    opt(
+        "flush_partial",
+        "none",
+        "After so long an unfinished line at the end of a file is delivered as it is, with the record it belongs to. What is \
+         written to it later becomes a line of its own. By default such a line waits for its end.",
+    ),
+];
 const fn opt(name: &'static str, default: &'static str, about: &'static str) -> Opt {
     Opt { name, default, about }
 }
@@ -116,6 +154,11 @@ struct Written {
     exclude: Vec<String>,
     #[serde(default)]
     start: Start,
+    framing: Option<serde_json::Value>,
+    multiline: Option<serde_json::Value>,
+    encoding: Option<String>,
+    #[serde(default)]
+    keep_fields: bool,
     #[serde(default = "framing::default_max_line")]
     max_line: Size,
     #[serde(default)]
@@ -126,6 +169,9 @@ struct Written {
     forget_after: Option<Span>,
     poll_every: Option<Span>,
     flush_partial: Option<Span>,
+    ignore_older: Option<Span>,
+    #[serde(default)]
+    read_compressed: bool,
 }
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -134,29 +180,23 @@ enum Start {
     Beginning,
     End,
 }
-/// Words that are promised for a later version.
-const NOT_BUILT: [&str; 4] = ["framing", "encoding", "ignore_older", "read_compressed"];
 
 /// The options, checked.
 struct Options {
     globs: Globs,
     start: Start,
-    rules: Rules,
+    framing: Framing,
     max_open: usize,
     close_idle: Duration,
     hold_deleted: Duration,
     forget_after: Duration,
     poll_every: Duration,
     flush_partial: Option<Duration>,
+    ignore_older: Option<Duration>,
+    read_compressed: bool,
 }
 impl Options {
     fn read(table: &Table) -> Result<Self, BadValue> {
-        if let Some(word) = NOT_BUILT.iter().find(|word| table.0.contains_key(**word)) {
-            let message = format!(
-                "`{word}` is not built yet, accepted: leave it out (files are read as lines of text, as they are)"
-            );
-            return Err(BadValue::new(*word, message));
-        }
         let written: Written = table.read()?;
         if written.paths.is_empty() {
             let message = "found none, accepted: at least one pattern as in \"/var/log/*.log\"";
@@ -169,11 +209,17 @@ impl Options {
             Some(Duration::ZERO) => Err(BadValue::new(key, "found 0s, accepted: a duration above zero")),
             found => Ok(found.unwrap_or(Duration::from_millis(default))),
         };
+        let framing = framing::Written {
+            framing: written.framing.as_ref(),
+            multiline: written.multiline.as_ref(),
+            encoding: written.encoding.as_deref(),
+            keep_fields: written.keep_fields,
+        };
         Ok(Self {
-            globs: Globs::new(&written.paths, &written.exclude)?,
+            globs: Globs::new(&written.paths, &written.exclude)?.unpacking(written.read_compressed),
             start: written.start,
-            rules: Rules::new(written.max_line, written.on_long_line)?,
-            max_open: written.max_open_files.unwrap_or(512),
+            framing: Framing::read(written.max_line, written.on_long_line, &framing)?,
+            max_open: written.max_open_files.unwrap_or_else(keep::default_open),
             close_idle: span("close_idle", written.close_idle, 300_000)?,
             hold_deleted: span("hold_deleted", written.hold_deleted, 300_000)?,
             forget_after: span("forget_after", written.forget_after, 14 * 86_400_000)?,
@@ -182,6 +228,11 @@ impl Options {
                 Some(_) => Some(span("flush_partial", written.flush_partial, 0)?),
                 None => None,
             },
+            ignore_older: match written.ignore_older {
+                Some(_) => Some(span("ignore_older", written.ignore_older, 0)?),
+                None => None,
+            },
+            read_compressed: written.read_compressed,
         })
     }
 }
@@ -226,6 +277,8 @@ struct Files {
     /// Files that no name leads to any more.
     leaving: HashSet<Key>,
     troubled: HashSet<Key>,
+    /// Closed, with a record that waits for its end.
+    waiting: HashSet<Key>,
     orphans: Vec<Orphan>,
     held: HashMap<Inode, Held>,
     /// Read further than acknowledged.
@@ -250,11 +303,32 @@ struct Files {
     /// The number of the next source where no journal is kept.
     next_id: u64,
     max_open: usize,
+    watching: Watching,
+    /// Hints ask for a look at the directories not before this (steady).
+    soonest_scan: Duration,
+    /// More hints wait to be heard.
+    heard_more: bool,
+    /// Names that led to other files a short time ago, and since when (steady).
+    left: HashMap<PathBuf, (Key, Duration)>,
+    /// Packed forms of files that are still read themselves, by those.
+    packed_forms: HashMap<Key, packed::Waiting>,
+    /// Packed files that are not read, and the rule.
+    passed_over: HashMap<Inode, String>,
 }
 
 impl Files {
-    fn new(options: Options, context: InputContext) -> Self {
+    fn new(options: Options, context: InputContext, follows_events: bool) -> Self {
         Self {
+            // What reads once and ends needs no news.
+            watching: match follows_events && !context.once {
+                true => Watching::Here(Box::new(Watcher::new())),
+                false => Watching::Never,
+            },
+            soonest_scan: Duration::ZERO,
+            heard_more: false,
+            left: HashMap::new(),
+            packed_forms: HashMap::new(),
+            passed_over: HashMap::new(),
             max_open: keep::most_open(options.max_open),
             options,
             context,
@@ -266,6 +340,7 @@ impl Files {
             open: HashSet::new(),
             leaving: HashSet::new(),
             troubled: HashSet::new(),
+            waiting: HashSet::new(),
             orphans: Vec::new(),
             held: HashMap::new(),
             settling: HashSet::new(),
@@ -292,9 +367,16 @@ impl Files {
     }
     /// What is due by time.
     fn tend(&mut self, now: Duration) {
+        self.hear(now);
         if now >= self.next_poll {
             self.poll(now);
-            self.next_poll = now + self.options.poll_every;
+            let every = self.options.poll_every;
+            self.next_poll = now
+                + if self.is_told() && self.waiting.is_empty() {
+                    every.max(watch::POLL_EVERY)
+                } else {
+                    every
+                };
         }
         if now >= self.next_scan {
             self.scan(now);
@@ -333,13 +415,16 @@ impl Files {
             return false;
         };
         tail.after = None;
-        let step = tail.step(&self.options.rules, &mut self.pool, room);
+        let step = tail.step(&self.options.framing, &mut self.pool, room);
         if step.is_ok() {
             self.is_well_again(key);
         }
         let Some(tail) = self.tails.get_mut(&key) else {
             return false;
         };
+        if std::mem::take(&mut tail.record.grew) {
+            tail.active = now; // even if nothing of it is complete
+        }
         match step {
             Ok(Step::Read(events, counts, at)) => {
                 let mark = Mark {
@@ -379,13 +464,18 @@ impl Files {
             return false;
         };
         let flushed = std::mem::take(&mut tail.flush);
-        if tail.gone.is_some() {
-            if flushed {
-                self.finish(key);
-            } else if self.context.once {
-                tail.flush = true;
-                return true;
-            }
+        let whole = tail.file.as_ref().is_some_and(|file| file.is_whole());
+        if whole && !flushed && (tail.partial || tail.record.waits) {
+            (tail.flush, tail.record.flush) = (tail.partial, tail.record.waits); // packed: nothing will come behind it
+            return true;
+        }
+        if tail.gone.is_some() && flushed {
+            self.finish(key);
+        } else if self.context.once {
+            // No more will come in this run: of a file that is gone the unfinished line is taken, too.
+            tail.flush = tail.gone.is_some();
+            tail.record.flush = tail.record.waits;
+            return tail.flush || tail.record.flush;
         }
         false
     }
@@ -393,6 +483,41 @@ impl Files {
 
 impl Input for Files {
     fn read(&mut self, want: Want, into: &mut Vec<Chunk>) -> Result<Next, InputError> {
+        let work = os::thread_cpu_time();
+        let next = self.read_on(want, into);
+        if let Some(watcher) = self.watcher() {
+            watcher.worked(os::thread_cpu_time().saturating_sub(work));
+        }
+        next
+    }
+    fn rewinds(&self) -> bool {
+        true
+    }
+    fn settled(&mut self) {
+        let now = self.context.clock.steady();
+        self.show_acknowledged();
+        // Also while the outputs take nothing and `read` is not called: what is deleted meanwhile must not be held for ever.
+        self.tend(now);
+        self.tend_leaving(now);
+    }
+    fn news(&self) -> Option<News> {
+        match &self.watching {
+            Watching::Here(watcher) => Some(News {
+                fd: watcher.fd()?,
+                rest: watcher.rest(),
+            }),
+            Watching::Never => None,
+        }
+    }
+    fn note(&self) -> Option<&str> {
+        match &self.watching {
+            Watching::Here(watcher) => watcher.why_polling(),
+            Watching::Never => None,
+        }
+    }
+}
+impl Files {
+    fn read_on(&mut self, want: Want, into: &mut Vec<Chunk>) -> Result<Next, InputError> {
         let clock = self.context.clock.clone();
         let began = clock.steady();
         let before = into.len();
@@ -410,7 +535,15 @@ impl Input for Files {
                 let size: usize = into[had..].iter().map(|chunk| chunk.events.size()).sum();
                 room = room.saturating_sub(size);
             }
-            let due = self.next_poll.min(self.next_scan).saturating_sub(now);
+            let due = self.next_poll.min(self.next_scan);
+            let due = self
+                .watcher()
+                .and_then(|watcher| watcher.next_suspect())
+                .map_or(due, |suspect| due.min(suspect));
+            let due = due.saturating_sub(now);
+            if std::mem::take(&mut self.heard_more) {
+                return Ok(Next::More);
+            }
             if !self.ready.is_empty() || into.len() > before && due.is_zero() {
                 return Ok(Next::More);
             }
@@ -425,15 +558,5 @@ impl Input for Files {
             }
             return Ok(Next::Idle(due));
         }
-    }
-    fn rewinds(&self) -> bool {
-        true
-    }
-    fn settled(&mut self) {
-        let now = self.context.clock.steady();
-        self.show_acknowledged();
-        // Also while the outputs take nothing and `read` is not called: what is deleted meanwhile must not be held for ever.
-        self.tend(now);
-        self.tend_leaving(now);
     }
 }

@@ -15,6 +15,7 @@ use super::{
     identity::{ENOUGH_WITHOUT_INODE, Head, Inode, Stamp, fits, head_of},
     keep::open_regular,
     reconcile::Group,
+    source::fits_file,
 };
 use crate::{checkpoint::Entry, model::Progress};
 
@@ -61,7 +62,9 @@ impl Files {
                 &entry.settled,
                 listings,
             );
-            let Some((path, stamp)) = beside else { return true };
+            // Under its own name it was not renamed: nobody wants it any more.
+            let renamed = beside.filter(|(path, _)| *path != entry.identity.path);
+            let Some((path, stamp)) = renamed else { return true };
             let key = self.insert(entry.id, path, inode, stamp, (head_of(&entry.identity), entry.settled));
             self.leaves(key, false, Duration::ZERO);
             false
@@ -72,6 +75,13 @@ impl Files {
                 .filter(|_| evidence(entry, ENOUGH_WITHOUT_INODE));
             !there.is_some_and(|i| self.adopt(entry, &groups[*i], false))
         });
+
+        let packed = groups
+            .iter()
+            .filter(|group| self.unpacks(&group.paths[0]))
+            .collect::<Vec<_>>();
+        // Its inode may be another file's by now.
+        entries.retain(|entry| !packed.iter().any(|group| self.adopt_packed(entry, group)));
 
         for entry in entries {
             let path = &entry.identity.path;
@@ -119,7 +129,8 @@ impl Files {
             return false;
         }
         let head = head_of(&entry.identity);
-        let same = open_regular(&group.paths[0]).and_then(|file| fits(&file, &head, &entry.settled));
+        let (path, unpack) = (&group.paths[0], self.options.read_compressed);
+        let same = open_regular(path).and_then(|file| fits_file(path, unpack, file, &head, &entry.settled));
         if !same.unwrap_or(anyway) {
             return false;
         }
@@ -155,7 +166,7 @@ impl Files {
     }
 }
 
-fn inode_of(entry: &Entry) -> Inode {
+pub fn inode_of(entry: &Entry) -> Inode {
     Inode {
         device: entry.identity.device,
         number: entry.identity.inode,

@@ -11,12 +11,14 @@ use std::{
 use slog::{info, warn};
 
 use super::{
-    Files, Key, Start,
+    Files, Key, Start, Watching,
     discovery::{Found, Scan, shown},
     identity::{ENOUGH_WITHOUT_INODE, Head, Inode, Stamp, fits},
     keep::open_regular,
     recall::Listings,
-    tail::{Gone, Tail, last_line_start},
+    records::last_line_end,
+    tail::{Gone, Tail},
+    watch,
 };
 use crate::{
     model::{FileState, FileStatus, Progress, SourceId},
@@ -27,6 +29,8 @@ use crate::{
 const SCAN_SHARE: u32 = 100;
 /// … and happens so often all the same.
 const SCAN_AT_LEAST: Duration = Duration::from_secs(10);
+/// So long it is known what a name led to before: a rotation may be seen half done.
+const NAME_IS_REMEMBERED: Duration = Duration::from_secs(10);
 /// Clocks are set now and then: a file must be older by so much to count as older than a run.
 const CLOCK_SLACK: Duration = Duration::from_secs(60);
 /// A file that was found, with all its names, sorted.
@@ -38,15 +42,24 @@ pub struct Group {
 /// What `follow` has found out.
 #[derive(Default)]
 struct Left {
-    /// Which file each name led to that it does not lead to any more.
-    names: HashMap<PathBuf, Key>,
     /// Files that are nowhere, and not open.
     lost: Vec<Key>,
 }
 impl Files {
     pub(super) fn scan(&mut self, now: Duration) {
         let began = os::thread_cpu_time();
-        let mut scan = self.options.globs.scan();
+        let mut scan = match &mut self.watching {
+            Watching::Never => self.options.globs.scan(&mut |_| ()),
+            Watching::Here(watcher) => {
+                watcher.begin();
+                self.options.globs.scan(&mut |place| watcher.enter(place))
+            }
+        };
+        self.watch_again();
+        if self.watcher().is_some_and(|watcher| watcher.done()) {
+            self.tell_watching();
+        }
+        self.pass_over(&mut scan);
         self.show_skipped(&scan, now);
         let (groups, index) = group(std::mem::take(&mut scan.files));
         let mut listings = Listings::new();
@@ -54,6 +67,8 @@ impl Files {
         if first {
             self.recall(&groups, &index, &mut listings);
         }
+        self.left
+            .retain(|_, (_, since)| now.saturating_sub(*since) < NAME_IS_REMEMBERED);
         let left = self.follow(&groups, &index, &scan, &mut listings, now);
         let new = groups
             .iter()
@@ -81,8 +96,17 @@ impl Files {
         }
         self.scanned = true;
         let worked = os::thread_cpu_time().saturating_sub(began);
-        let pause = (worked * SCAN_SHARE).clamp(self.options.poll_every, SCAN_AT_LEAST.max(self.options.poll_every));
-        self.next_scan = self.context.clock.steady() + pause;
+        let every = self.options.poll_every;
+        // What is held back is looked at again in the rhythm of polling: it is waited for, not heard of.
+        let pause = if self.is_told() && self.held.is_empty() {
+            (worked * watch::QUIET_SHARE)
+                .clamp(watch::QUIET.0, watch::QUIET.1)
+                .max(every)
+        } else {
+            (worked * SCAN_SHARE).clamp(every, SCAN_AT_LEAST.max(every))
+        };
+        let end = self.context.clock.steady();
+        (self.next_scan, self.soonest_scan) = (end + pause, end + worked * watch::HINTED_SHARE);
     }
 
     /// Names that match and are not read: on the board, with the rule.
@@ -135,11 +159,24 @@ impl Files {
     ) -> Key {
         self.last_key += 1;
         let key = Key(self.last_key);
-        let mut tail = Tail::new(id, path, inode, listed, known, self.context.host.clone());
+        let mut tail = Tail::new(
+            id,
+            path,
+            inode,
+            listed,
+            known,
+            self.context.host.clone(),
+            &self.options.framing,
+        );
         tail.stamped = self.context.clock.wall().as_second();
+        tail.aged = is_aged(&known);
+        let grows = !tail.aged || listed.size != known.1.offset;
         self.by_inode.insert(inode, key);
         self.tails.insert(key, tail);
-        self.queue(key);
+        match grows {
+            true => self.queue(key),
+            false => self.is_quiet(key),
+        }
         self.show(key);
         key
     }
@@ -163,17 +200,18 @@ impl Files {
     ) -> Left {
         let (mut left, mut gone, mut moved, mut changed, mut linked) =
             (Left::default(), vec![], vec![], vec![], vec![]);
+        let names = &mut self.left;
         for (key, tail) in &mut self.tails {
             let Some(group) = index.get(&tail.inode).map(|i| &groups[*i]) else {
                 if tail.gone.is_none() && !scan.is_blind_at(&tail.path) {
-                    left.names.insert(tail.path.clone(), *key);
+                    names.insert(tail.path.clone(), (*key, now));
                     gone.push(*key);
                 }
                 continue;
             };
             tail.listed = group.stamp;
             if !group.paths.contains(&tail.path) {
-                left.names.insert(tail.path.clone(), *key);
+                names.insert(tail.path.clone(), (*key, now));
                 moved.push((*key, group.paths[0].clone()));
             }
             if tail.aliases.len() + 1 != group.paths.len()
@@ -228,7 +266,7 @@ impl Files {
         let (path, listed, deleted) = if let Some(file) = &tail.file {
             let deleted = file.metadata().is_ok_and(|meta| meta.nlink() == 0);
             (
-                os::name_of(file).unwrap_or_else(|| tail.path.clone()),
+                os::name_of(file.raw()).unwrap_or_else(|| tail.path.clone()),
                 tail.listed,
                 deleted,
             )
@@ -253,6 +291,9 @@ impl Files {
         info!(self.context.log, "file is gone from sight, reading it to its end"; "file" => shown(&tail.path), "deleted" => deleted);
         tail.gone = Some(Gone { deleted, since: now });
         tail.aliases.clear();
+        if let (Some(file), Watching::Here(watcher)) = (&tail.file, &mut self.watching) {
+            watcher.watch_file(key, file.raw(), &tail.path); // no name of a watched directory tells of it any more
+        }
         self.leaving.insert(key);
         if !deleted {
             self.identify(key);
@@ -263,10 +304,13 @@ impl Files {
     /// A file that was not there before.
     fn welcome(&mut self, group: &Group, left: &Left, index: &HashMap<Inode, usize>, first: bool, now: Duration) {
         let path = &group.paths[0];
+        if self.welcome_packed(group, &left.lost) {
+            return;
+        }
         let before = group
             .paths
             .iter()
-            .find_map(|path| left.names.get(path).map(|key| (path.clone(), *key)));
+            .find_map(|path| self.left.get(path).map(|(key, _)| (path.clone(), *key)));
         if let Some((_, key)) = &before
             && self.is_same_content(*key, group)
         {
@@ -282,9 +326,20 @@ impl Files {
             (id, known) = (Some(orphan.id), (head, at));
         } else if !self.context.once && self.is_held(group, first, now) {
             return;
+        } else if let Some(rule) = self.is_too_old(group) {
+            if self.unpacks(path) {
+                self.passed_over.insert(group.inode, rule);
+                return;
+            }
+            known.1.offset = group.stamp.size; // where it is when it grows
         } else if (first || self.held.get(&group.inode).is_some_and(|held| held.first)) && self.begins_at_end(group) {
+            if self.unpacks(path) {
+                let rule = "was there before, and start = \"end\"";
+                self.passed_over.insert(group.inode, rule.to_owned());
+                return;
+            }
             let opened = open_regular(path).and_then(|file| {
-                let at = last_line_start(&file, self.options.rules.max_line)?;
+                let at = last_line_end(&file, file.metadata()?.size(), &self.options.framing)?;
                 Ok((Head::of(&file, at.offset)?, at))
             });
             known = opened.unwrap_or_default(); // cannot be opened now: whatever is in it then is new to us
@@ -294,6 +349,7 @@ impl Files {
         self.set_aliases(key, group);
         self.identify(key);
         if let Some((path, old)) = before {
+            self.left.remove(&path);
             self.context.tally.count("rotations", 1);
             match self.tails.get(&old).filter(|tail| tail.gone.is_some()) {
                 Some(lost) if left.lost.contains(&old) => {
@@ -335,6 +391,29 @@ impl Files {
         self.show(key);
         true
     }
+    /// Files met for the first time that nobody has written to for long.
+    fn is_too_old(&self, group: &Group) -> Option<String> {
+        let age = self.options.ignore_older?;
+        let now = self.context.clock.wall().as_second();
+        (now.saturating_sub(group.stamp.modified.0) > age.as_secs() as i64).then(|| too_old(age))
+    }
+    /// Packed files that are not read are no news at the next look.
+    fn pass_over(&mut self, scan: &mut Scan) {
+        if self.passed_over.is_empty() {
+            return;
+        }
+        let (mut here, passed_over) = (HashSet::new(), &self.passed_over);
+        let skipped = &mut scan.skipped;
+        scan.files.retain(|file| match passed_over.get(&file.inode) {
+            Some(rule) => {
+                here.insert(file.inode);
+                skipped.push((file.path.clone(), rule.clone()));
+                false
+            }
+            None => true,
+        });
+        self.passed_over.retain(|inode, _| here.contains(inode));
+    }
     /// `start = "end"` is about what is there at the very first start, and, at a later one, about what was there before and did not match.
     fn begins_at_end(&self, group: &Group) -> bool {
         let is_older = |last_run: i64| {
@@ -350,6 +429,13 @@ impl Files {
     }
 }
 
+/// A place that nobody has read up to: where a file was when it was left out for its age.
+fn is_aged((head, at): &(Head, Progress)) -> bool {
+    head.len == 0 && at.window_len == 0 && at.offset > 0
+}
+pub fn too_old(age: Duration) -> String {
+    format!("was not written to for longer than ignore_older = {age:?}: only what is added later is read")
+}
 fn group(files: Vec<Found>) -> (Vec<Group>, HashMap<Inode, usize>) {
     let mut index = HashMap::with_capacity(files.len());
     let mut groups = Vec::<Group>::with_capacity(files.len());

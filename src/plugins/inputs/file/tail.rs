@@ -7,11 +7,12 @@ use memchr::{memchr, memrchr};
 use super::{
     Key,
     identity::{self, Head, Inode, Stamp, Window},
+    records::OpenRecord,
+    source::Source,
 };
 use crate::{
     model::{Events, Host, Origin, Progress, SourceId},
-    os,
-    plugins::framing::{CHUNK, Counts, OnLongLine, Pool, Rules, leading_nuls},
+    plugins::framing::{CHUNK, Counts, Framing, OnLongLine, Pool, Rules, UTF8_MARK, leading_nuls},
 };
 
 pub struct Tail {
@@ -31,16 +32,20 @@ pub struct Tail {
     pub listed: Stamp,
     /// Bears the name under which its lines were written; a rotation does not change it.
     pub origin: Arc<Origin>,
-    pub file: Option<File>,
+    pub file: Option<Source>,
     /// What it looked like when all of it had been read.
     pub read_to_end: Option<Stamp>,
     /// It was compared with what it is known by since the last pause.
     pub checked: bool,
-    /// An unfinished line stands at its end.
+    /// An unfinished line or record stands at its end.
     pub partial: bool,
     /// Deliver that line as it is.
     pub flush: bool,
-    ahead: Option<Ahead>,
+    /// With other framings than plain lines.
+    pub record: OpenRecord,
+    pub(super) ahead: Option<Ahead>,
+    /// What it looked like at the last step.
+    pub(super) seen: Stamp,
     /// It is in the queue of files to read.
     pub queued: bool,
     /// Steady time at which something of it was last read, or seen to change.
@@ -49,6 +54,10 @@ pub struct Tail {
     /// What stood under this name before: read that to its end first.
     pub after: Option<Key>,
     pub trouble: Option<Trouble>,
+    /// Left out for its age: what is before its place was not read, and is not.
+    pub aged: bool,
+    /// Closed because too many were open.
+    pub made_room: bool,
     /// When the journal was last told that it is there, in seconds since 1970.
     pub stamped: i64,
 }
@@ -73,7 +82,7 @@ pub struct Trouble {
 
 /// How far the file was searched for the end of something that is longer than a chunk.
 #[derive(Clone, Copy)]
-enum Ahead {
+pub(super) enum Ahead {
     /// NULs at the start of a line: a sparse hole, maybe a huge one.
     Nuls(u64),
     /// A line that is too long and will be cut or skipped. The place stays at its start until its end is found, so that no restart takes
@@ -100,11 +109,13 @@ impl Tail {
         listed: Stamp,
         known: (Head, Progress),
         host: Arc<Host>,
+        framing: &Framing,
     ) -> Self {
         let (head, at) = known;
         let origin = Arc::new(Origin {
             host,
             path: Some(path.clone()),
+            tags: framing.tags(&path),
         });
         Self {
             id,
@@ -122,12 +133,16 @@ impl Tail {
             checked: false,
             partial: false,
             flush: false,
+            record: OpenRecord::default(),
             ahead: None,
+            seen: Stamp::default(),
             queued: false,
             active: Duration::ZERO,
             gone: None,
             after: None,
             trouble: None,
+            aged: false,
+            made_room: false,
             stamped: 0,
         }
     }
@@ -135,22 +150,48 @@ impl Tail {
     pub fn begin_anew(&mut self, id: SourceId) {
         (self.id, self.head, self.at) = (id, Head::default(), Progress::default());
         (self.size, self.ahead, self.read_to_end, self.partial) = (0, None, None, false);
+        self.record = OpenRecord::default();
     }
     pub fn close(&mut self) {
         (self.file, self.checked) = (None, false);
+        self.record.forget_lines();
     }
     /// Bytes that are known to be there and were not read.
     pub fn unread(&self) -> u64 {
         self.size.saturating_sub(self.at.offset)
     }
 
+    /// Reads the next events, of about `room` bytes or one that is larger. The place moves only when the caller has handed them over: it
+    /// sets `at`. The file must be open.
+    pub fn step(&mut self, framing: &Framing, pool: &mut Pool, room: usize) -> io::Result<Step> {
+        match &framing.plan {
+            None => self.step_lines(&framing.rules, pool, room),
+            Some(plan) => self.step_records(plan, pool, room),
+        }
+    }
     /// Reads the next lines, of `room` bytes or one that is larger. The place moves only when the caller has handed them over: it sets
     /// `at`. The file must be open.
-    pub fn step(&mut self, rules: &Rules, pool: &mut Pool, room: usize) -> io::Result<Step> {
+    fn step_lines(&mut self, rules: &Rules, pool: &mut Pool, room: usize) -> io::Result<Step> {
         let Some(file) = &self.file else { return Ok(Step::End) };
-        let stamp = Stamp::of(&file.metadata()?);
+        let raw = Stamp::of(&file.metadata()?);
+        let from = match self.ahead {
+            Some(Ahead::Nuls(from) | Ahead::Line(from)) => from,
+            None => self.at.offset,
+        };
+        let Some(size) = file.reach(from, from + (rules.max_line + 2 * CHUNK) as u64, &raw)? else {
+            return Ok(Step::Busy(Counts::default()));
+        };
+        self.seen = raw;
+        let stamp = Stamp { size, ..raw };
         if stamp.size < self.at.offset || !(self.checked || self.head.fits(file)?) {
             return Ok(Step::Replaced);
+        }
+        if file.is_packed() && self.ahead.is_some() {
+            // It does not change, and its window lies far back.
+            return match self.ahead {
+                Some(Ahead::Nuls(from)) => self.search_text(from, &stamp),
+                _ => self.search_line_end(from, &stamp, rules),
+            };
         }
         let Some(window) = Window::check(file, &self.at)? else {
             return Ok(Step::Replaced);
@@ -163,13 +204,20 @@ impl Tail {
             _ => self.ahead = None,
         }
 
+        if self.at.offset == 0 {
+            let mut start = [0; UTF8_MARK.len()];
+            if identity::read_full(file, &mut start, 0)? == start.len() && start == UTF8_MARK {
+                self.at = window.after(0, UTF8_MARK);
+                return Ok(Step::Busy(Counts::default()));
+            }
+        }
         let (offset, left) = (self.at.offset, stamp.size - self.at.offset);
         // Sizes fit: what is larger than a chunk is cut to one first.
         let mut want = left.min(room.clamp(1, CHUNK) as u64) as usize;
         let mut alone = false;
         let mut text = loop {
             if want == 0 {
-                return Ok(self.end(&stamp, false));
+                return Ok(self.end(false));
             }
             let mut text = pool.take(want);
             fail::fail_point!("file-read");
@@ -216,21 +264,21 @@ impl Tail {
             let (events, counts) = rules.close(&text);
             return Ok(Step::Read(events, counts, window.after(offset, &text)));
         }
-        Ok(self.end(&stamp, !text.is_empty()))
+        Ok(self.end(!text.is_empty()))
     }
 
-    fn end(&mut self, stamp: &Stamp, partial: bool) -> Step {
-        (self.read_to_end, self.checked, self.partial) = (Some(*stamp), false, partial);
+    pub(super) fn end(&mut self, partial: bool) -> Step {
+        (self.read_to_end, self.checked, self.partial) = (Some(self.seen), false, partial);
         Step::End
     }
     /// Looks for the first byte that is not NUL. While there is none they count as not written yet: some writers reserve space.
     fn search_text(&mut self, from: u64, stamp: &Stamp) -> io::Result<Step> {
         let Some(file) = &self.file else { return Ok(Step::End) };
-        let from = os::next_data(file, from)?.unwrap_or(stamp.size);
+        let from = file.next_data(from)?.unwrap_or(stamp.size);
         if from >= stamp.size {
             // Searched again from here when it has grown, and from the start when it was overwritten.
             self.ahead = None;
-            return Ok(self.end(stamp, false));
+            return Ok(self.end(false));
         }
         let mut bytes = vec![0; CHUNK.min((stamp.size - from) as usize)];
         let read = identity::read_full(file, &mut bytes, from)?;
@@ -256,7 +304,7 @@ impl Tail {
                 return Ok(Step::Busy(Counts::default()));
             }
             None if self.flush => from,
-            None => return Ok(self.end(stamp, true)),
+            None => return Ok(self.end(true)),
         };
         let mut start = vec![0; rules.max_line + 1];
         let read = identity::read_full(file, &mut start, self.at.offset)?;
@@ -270,8 +318,7 @@ impl Tail {
 }
 
 /// Where a first read begins if what is there is to be left out: behind the last whole line.
-pub fn last_line_start(file: &File, max_line: usize) -> io::Result<Progress> {
-    let size = file.metadata()?.len();
+pub fn last_line_start(file: &File, size: u64, max_line: usize) -> io::Result<Progress> {
     let mut bytes = vec![0; CHUNK];
     let mut end = size;
     while end > size.saturating_sub((max_line + CHUNK) as u64) {
@@ -287,7 +334,7 @@ pub fn last_line_start(file: &File, max_line: usize) -> io::Result<Progress> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::io::Write;
 
     use proptest::prelude::*;
@@ -304,7 +351,7 @@ mod tests {
             instance: String::new(),
         })
     }
-    fn tail(file: File, at: Progress) -> Tail {
+    pub fn tail(file: File, at: Progress, framing: &Framing) -> Tail {
         let inode = Inode::of(&file.metadata().unwrap());
         let mut tail = Tail::new(
             SourceId(1),
@@ -313,8 +360,9 @@ mod tests {
             Stamp::default(),
             (Head::default(), at),
             host(),
+            framing,
         );
-        tail.file = Some(file);
+        tail.file = Some(Source::new(file, false).unwrap());
         tail
     }
     proptest! {
@@ -328,16 +376,16 @@ mod tests {
             let mut writer = tempfile::NamedTempFile::new().unwrap();
             let path = writer.path().to_owned();
             let open = || File::open(&path).unwrap();
-            let (mut reader, mut pool, mut events, mut rest) = (tail(open(), Progress::default()), Pool::default(), vec![], text.as_bytes());
+            let (mut reader, mut pool, mut events, mut rest) = (tail(open(), Progress::default(), &rules.into()), Pool::default(), vec![], text.as_bytes());
             for (write, room, restart) in cuts.into_iter().chain([(usize::MAX, 10, false)]) {
                 let (piece, more) = rest.split_at(write.min(rest.len()));
                 writer.write_all(piece).unwrap();
                 rest = more;
                 if restart {
-                    reader = tail(open(), reader.at);
+                    reader = tail(open(), reader.at, &rules.into());
                 }
                 loop {
-                    match reader.step(&rules, &mut pool, room).unwrap() {
+                    match reader.step(&rules.into(), &mut pool, room).unwrap() {
                         Step::Read(read, _, at) => {
                             prop_assert!(read.size() <= room || read.len() == 1 || rules.on_long_line == OnLongLine::Split);
                             prop_assert!(at.offset > reader.at.offset);
@@ -359,7 +407,7 @@ mod tests {
         let start = |text: &[u8], max_line| {
             let mut file = tempfile::tempfile().unwrap();
             file.write_all(text).unwrap();
-            last_line_start(&file, max_line).unwrap().offset
+            last_line_start(&file, text.len() as u64, max_line).unwrap().offset
         };
         assert_eq!(start(b"", 10), 0);
         assert_eq!(start(b"half", 10), 0);

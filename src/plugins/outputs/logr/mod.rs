@@ -336,7 +336,37 @@ impl Logr {
     }
 }
 
+/// Looks only; what is missing would be made.
+fn writable(directory: &Path, file: Option<&Path>) -> Result<&'static str, String> {
+    use nix::unistd::{AccessFlags, eaccess};
+    let cannot = |path: &Path, why: &str| format!("could not write {}: {why}", path.display());
+    if let Some(file) = file
+        && file.exists()
+    {
+        return match eaccess(file, AccessFlags::W_OK) {
+            Ok(()) if file.is_file() => Ok("ok"),
+            Ok(()) => Err(cannot(file, "it is no file")),
+            Err(error) => Err(cannot(file, &said(&error.into()))),
+        };
+    }
+    let there = directory.ancestors().find(|d| d.exists()).unwrap_or(Path::new("/"));
+    match eaccess(there, AccessFlags::W_OK | AccessFlags::X_OK) {
+        Ok(()) if !there.is_dir() => Err(cannot(there, "it is no directory")),
+        Ok(()) if there == directory => Ok("ok"),
+        Ok(()) => Ok("ok, it will be made"),
+        Err(error) => Err(cannot(there, &said(&error.into()))),
+    }
+}
+
 impl Output for Logr {
+    fn online(&mut self, say: &mut dyn FnMut(Step)) {
+        let (directory, file) = self.paths.root();
+        let found = writable(&directory, file.as_deref());
+        say(Step::new(
+            format!("write below {}", directory.display()),
+            found.as_ref().map(|found| (*found).to_owned()),
+        ));
+    }
     fn write(&mut self, batches: &[Batch]) -> Written {
         let mut copied = std::mem::take(&mut self.copied);
         let (batches, result) = self.try_write(batches, &mut copied);
@@ -344,6 +374,17 @@ impl Output for Logr {
         Written {
             batches,
             stopped: result.err().map(OutputError::Retry),
+        }
+    }
+    fn bind(&mut self) -> Result<(), String> {
+        match self.paths.root() {
+            (_, Some(path)) => Target::can_be_opened(&path),
+            (root, None) => {
+                let could_not = |error: io::Error| format!("could not write in {}: {}", root.display(), said(&error));
+                std::fs::create_dir_all(&root).map_err(could_not)?;
+                let flags = nix::unistd::AccessFlags::W_OK | nix::unistd::AccessFlags::X_OK;
+                nix::unistd::access(&root, flags).map_err(|errno| could_not(errno.into()))
+            }
         }
     }
     fn syncer(&mut self) -> Syncer {

@@ -40,29 +40,47 @@ pub struct Target {
     _claim: Claim,
 }
 
+/// The file, what is known of it, and whether it was made now.
+fn open_or_make(path: &Path) -> Result<(File, fs::Metadata, bool), String> {
+    let could_not = |error: io::Error| format!("could not open {}: {}", path.display(), said(&error));
+    let open = |create| {
+        let mut options = OpenOptions::new();
+        options.read(true).append(true).create(create).mode(0o640);
+        // Neither a terminal nor a named pipe may hold us here; on regular files it means nothing.
+        options.custom_flags(libc::O_NOCTTY | libc::O_NONBLOCK).open(path)
+    };
+    let (file, new) = match open(false) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            if let Some(directory) = path.parent() {
+                fs::create_dir_all(directory).map_err(could_not)?;
+            }
+            (open(true).map_err(could_not)?, true)
+        }
+        result => (result.map_err(could_not)?, false),
+    };
+    let meta = file.metadata().map_err(could_not)?;
+    if !meta.is_file() {
+        return Err(format!("could not open {}: not a regular file", path.display()));
+    }
+    Ok((file, meta, new))
+}
+
 impl Target {
+    /// Whether `open` would succeed if whoever holds the file in this process let go of it.
+    pub fn can_be_opened(path: &Path) -> Result<(), String> {
+        let (file, ..) = open_or_make(path)?;
+        let ours = fs::canonicalize(path).is_ok_and(|path| Claim::is_taken(&path));
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) if !ours => {
+                Err(format!("{} is being written by another process", path.display()))
+            }
+            _ => Ok(()),
+        }
+    }
     /// Opens or makes the file, and its directories; becomes its only writer; cuts off a torn last line. The error is for people.
     pub fn open(path: &Arc<Path>, owner: &str, log: &Logger) -> Result<Self, String> {
         let could_not = |error: io::Error| format!("could not open {}: {}", path.display(), said(&error));
-        let open = |create| {
-            let mut options = OpenOptions::new();
-            options.read(true).append(true).create(create).mode(0o640);
-            // Neither a terminal nor a named pipe may hold us here; on regular files it means nothing.
-            options.custom_flags(libc::O_NOCTTY | libc::O_NONBLOCK).open(path)
-        };
-        let (file, new) = match open(false) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                if let Some(directory) = path.parent() {
-                    fs::create_dir_all(directory).map_err(could_not)?;
-                }
-                (open(true).map_err(could_not)?, true)
-            }
-            result => (result.map_err(could_not)?, false),
-        };
-        let meta = file.metadata().map_err(could_not)?;
-        if !meta.is_file() {
-            return Err(format!("could not open {}: not a regular file", path.display()));
-        }
+        let (file, meta, new) = open_or_make(path)?;
         let claim = Claim::new(fs::canonicalize(path).map_err(could_not)?, owner)?;
         match file.try_lock() {
             // Not every file system has locks; then the claim alone must do.
@@ -100,7 +118,7 @@ impl Target {
     /// Appends everything, or as much as goes: `pending` says how much.
     pub fn append(&mut self, mut slices: &mut [IoSlice<'_>]) -> io::Result<()> {
         while !slices.is_empty() {
-            fail_point!("logr-write", |_| Err(io::Error::from_raw_os_error(libc::ENOSPC)));
+            fail_point!("logr-write", failed);
             match (&*self.file).write_vectored(slices) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(written) => {
@@ -112,7 +130,7 @@ impl Target {
                 Err(error) => return Err(error),
             }
         }
-        fail_point!("logr-write", |_| Err(io::Error::from_raw_os_error(libc::ENOSPC)));
+        fail_point!("logr-write", failed);
         Ok(())
     }
 
@@ -191,6 +209,9 @@ static OWNERS: Mutex<BTreeMap<PathBuf, String>> = Mutex::new(BTreeMap::new());
 #[derive(Debug)]
 struct Claim(PathBuf);
 impl Claim {
+    fn is_taken(path: &Path) -> bool {
+        OWNERS.lock().unwrap_or_else(PoisonError::into_inner).contains_key(path)
+    }
     fn new(path: PathBuf, owner: &str) -> Result<Self, String> {
         let mut owners = OWNERS.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(first) = owners.get(&path) {
@@ -207,6 +228,17 @@ impl Drop for Claim {
     fn drop(&mut self) {
         OWNERS.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.0);
     }
+}
+
+/// What a failpoint with `return` or `return(EIO)` says: a full disk, or a broken one.
+#[cfg(feature = "failpoints")]
+fn failed(what: Option<String>) -> io::Result<()> {
+    let code = if what.as_deref() == Some("EIO") {
+        libc::EIO
+    } else {
+        libc::ENOSPC
+    };
+    Err(io::Error::from_raw_os_error(code))
 }
 
 #[cfg(test)]

@@ -88,6 +88,16 @@ impl Paths {
             last: None,
         })
     }
+    /// What every path begins with: the directory before the first placeholder. And the file, if there is no placeholder.
+    pub fn root(&self) -> (PathBuf, Option<PathBuf>) {
+        let Some(Part::Text(text)) = self.parts.first() else {
+            return ("/".into(), None);
+        };
+        let directory = text.rsplit_once('/').map_or("", |(directory, _)| directory);
+        let file = (self.parts.len() == 1).then(|| text.into());
+        let directory = if directory.is_empty() { "/" } else { directory };
+        (directory.into(), file)
+    }
     pub fn of(&mut self, batch: &Batch) -> Arc<Path> {
         // Without placeholders all batches have one path; without {date} all days are one.
         let has = |field: fn(&Field) -> bool| self.parts.iter().any(|p| matches!(p, Part::Field(f) if field(f)));
@@ -292,6 +302,7 @@ mod tests {
             from.origin = Arc::new(Origin {
                 host: Arc::new(crate::model::Host { hostname: other, ..(*from.origin.host).clone() }),
                 path: from.origin.path.clone(),
+                tags: Vec::new(),
             });
             let path = paths("/root/a{host}/{path}/.{host}{host}/{path}{path}.log").of(&from);
             let names = path.components().collect::<Vec<_>>();
