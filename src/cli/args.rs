@@ -582,7 +582,7 @@ mod tests {
             ),
             (
                 "strat",
-                "unknown command `strat`, accepted: start, stop, restart, status, version, check, plugins, try, jobs, files, why, doctor, \
+                "unknown command `strat`, accepted: start, stop, restart, reload, status, version, check, plugins, try, jobs, files, why, doctor, \
                  etcd-roles, log-level, help; did you mean `start`?",
             ),
             (
