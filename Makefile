@@ -2,8 +2,11 @@
 CARGO ?= cargo
 DENY := target/tools/bin/cargo-deny
 
+N ?= 2000
+STAND ?= 60
+
 .DEFAULT_GOAL := help
-.PHONY: help setup build release check test test-etcd demo bench bench-files bench-parts rotation-matrix soak plugins-page doc clean
+.PHONY: help setup build release check test test-etcd demo bench bench-files bench-parts bench-jobs rotation-matrix fleet soak plugins-page doc clean
 
 help: ## This menu
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,7 +54,15 @@ bench-files: release ## 10,000 files: idle, delay, rotation, ten busy ones, with
 	benches/side_by_side/files.py target/release/agent $(ARGS)
 
 bench-parts: ## Benchmarks of the parts, by criterion: ARGS='checkpoint --save-baseline before'
-	$(CARGO) bench --locked -- $(ARGS)
+	$(CARGO) bench --locked --bench checkpoint --bench framing --bench schedule -- $(ARGS)
+
+bench-jobs: ## 100,000 jobs, 200 firings a second, from a put in etcd to a process
+	@scripts/setup.sh etcd
+	$(CARGO) bench --locked --bench jobs
+
+fleet: ## N agents against one real etcd beside bare clients: N=2000 STAND=60 (seconds each fleet stands)
+	@scripts/setup.sh etcd
+	$(CARGO) bench --locked --bench fleet -- --agents $$(for n in 100 500; do [ $$n -lt $(N) ] && printf "$$n,"; done)$(N) --stand $(STAND)
 
 rotation-matrix: ## Every rotation × running, stopped, lagging × file:v1, file:v2: a table of exact counts
 	$(CARGO) test --locked --test rotation_matrix -- --nocapture

@@ -1,46 +1,42 @@
-//! Tells a chat room, or whatever listens, that a job's run did not succeed.
-use std::{sync::Arc, time::Duration};
+//! `on_failure`: tells people by the webhook of a chat that a run went wrong. What is posted and what the answer means is decided here,
+//! purely; `send` posts. The URL of such a webhook is its secret: nothing here shows more of it than the host.
+pub mod send;
 
-use http_body_util::{BodyExt, Full};
-use hyper::{Request, Uri, body::Bytes, client::conn::http1};
-use hyper_util::rt::TokioIo;
+use std::fmt;
+
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use jiff::Timestamp;
+use ring::hmac;
 use serde_json::{Value, json};
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::TcpStream,
+
+pub use self::send::Sender;
+use crate::{
+    http_client::{Answer, Url},
+    model::{Host, RunRecord},
 };
 
-use crate::model::RunRecord;
+/// Of a chat message: WeCom takes 2,048 bytes, the others more.
+const LONGEST_TEXT: usize = 2000;
+/// Of the run's output, in `plain`.
+const LONGEST_OUTPUT: usize = 4096;
 
-/// One try, all in all.
-const LIMIT: Duration = Duration::from_secs(10);
-/// Waits before the second and third try.
-const AGAIN: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(10)];
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Webhook {
-    pub name: String,
-    pub preset: Preset,
-    /// May hold a token: not shown.
-    pub url: String,
-}
-/// Whose form a message has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Preset {
-    /// `{"text", "job", "run_id", "state", "error", "host", …}`
-    Plain,
     DingTalk,
     WeCom,
     Feishu,
     Slack,
+    /// All fields as one JSON object.
+    #[default]
+    Plain,
 }
 impl Preset {
-    pub const WORDS: &[(&str, Self)] = &[
-        ("plain", Self::Plain),
+    pub const WORDS: [(&str, Self); 5] = [
         ("dingtalk", Self::DingTalk),
         ("wecom", Self::WeCom),
         ("feishu", Self::Feishu),
         ("slack", Self::Slack),
+        ("plain", Self::Plain),
     ];
     pub fn word(self) -> &'static str {
         Self::WORDS
@@ -48,165 +44,231 @@ impl Preset {
             .find(|(_, preset)| *preset == self)
             .map_or("", |(word, _)| word)
     }
-}
-
-/// What is said of a run.
-pub fn message(preset: Preset, record: &RunRecord, host: &str) -> Value {
-    let error = match record.error.as_str() {
-        "" => String::new(),
-        error => format!(": {error}"),
-    };
-    let text = format!(
-        "job {} on {host}: {}{error} (planned {}, run {})",
-        record.job.task_id, record.state, record.planned, record.run_id
-    );
-    match preset {
-        Preset::Plain => json!({
-            "text": text,
-            "job": record.job.path(),
-            "task_id": &*record.job.task_id,
-            "run_id": record.run_id.to_string(),
-            "state": record.state.to_string(),
-            "error": record.error,
-            "planned": record.planned.to_string(),
-            "attempt": record.attempt,
-            "host": host,
-        }),
-        Preset::DingTalk | Preset::WeCom => json!({ "msgtype": "text", "text": { "content": text } }),
-        Preset::Feishu => json!({ "msg_type": "text", "content": { "text": text } }),
-        Preset::Slack => json!({ "text": text }),
+    fn signs(self) -> bool {
+        matches!(self, Self::DingTalk | Self::Feishu)
     }
 }
 
-/// Three tries. The error names no URL.
-pub async fn tell(hook: &Webhook, message: &Value) -> Result<(), String> {
-    let mut waits = AGAIN.into_iter();
-    loop {
-        let tried = tokio::time::timeout(LIMIT, post(&hook.url, message)).await;
-        let error = match tried {
-            Ok(Ok(())) => return Ok(()),
-            Ok(Err(error)) => error,
-            Err(_) => format!("no answer within {LIMIT:?}"),
-        };
-        match waits.next() {
-            Some(wait) => tokio::time::sleep(wait).await,
-            None => return Err(error),
+/// One `[webhooks.NAME]`.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Webhook {
+    url: Url,
+    preset: Preset,
+    secret: Option<String>,
+}
+impl Webhook {
+    pub fn new(url: &str, preset: Preset, secret: Option<String>) -> Result<Self, String> {
+        // Whatever is wrong with it, it may hold a secret: it is not shown.
+        let accepted = "accepted: a URL as \"https://…\"";
+        let url = url
+            .parse::<Url>()
+            .map_err(|error| format!("found none ({error}), {accepted}"))?;
+        if !matches!(url.scheme(), "http" | "https") || !url.has_host() {
+            return Err(format!("found the scheme {:?}, {accepted}", url.scheme()));
+        }
+        Ok(Self { url, preset, secret })
+    }
+    /// None: fine. The secret of a preset that does not sign would be ignored, so it is refused.
+    pub fn secret_refused(preset: Preset) -> Option<String> {
+        (!preset.signs()).then(|| {
+            format!(
+                "found one, accepted: none with preset = \"{}\": it does not sign",
+                preset.word()
+            )
+        })
+    }
+    pub fn has_secret(&self) -> bool {
+        self.secret.is_some()
+    }
+    pub fn preset(&self) -> Preset {
+        self.preset
+    }
+    /// Scheme and host; no more of it is shown anywhere.
+    pub fn masked(&self) -> String {
+        let port = self.url.port().map_or(String::new(), |port| format!(":{port}"));
+        format!(
+            "{}://{}{port}/…",
+            self.url.scheme(),
+            self.url.host_str().unwrap_or_default()
+        )
+    }
+}
+impl fmt::Debug for Webhook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Webhook({} {})", self.preset.word(), self.masked())
+    }
+}
+
+/// What went wrong where.
+#[derive(Clone, Copy)]
+pub struct Alert<'a> {
+    pub host: &'a Host,
+    /// The job's name or description; may be empty.
+    pub title: &'a str,
+    pub run: &'a RunRecord,
+    /// The end of what the run wrote.
+    pub output: &'a [u8],
+}
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    pub url: Url,
+    pub body: Vec<u8>,
+}
+
+pub fn request(webhook: &Webhook, alert: &Alert<'_>, now: Timestamp) -> Request {
+    let mut url = webhook.url.clone();
+    let mut body = match webhook.preset {
+        Preset::DingTalk | Preset::WeCom => json!({"msgtype": "text", "text": {"content": text(alert)}}),
+        // Nobody is called by what a job wrote.
+        Preset::Feishu => json!({"msg_type": "text", "content": {"text": text(alert).replace("<at", "< at")}}),
+        Preset::Slack => json!({"text": text(alert).replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")}),
+        Preset::Plain => plain(alert),
+    };
+    if let Some(secret) = &webhook.secret {
+        match webhook.preset {
+            Preset::DingTalk => {
+                let ms = now.as_millisecond();
+                let sign = signature(secret, &format!("{ms}\n{secret}"));
+                url.query_pairs_mut()
+                    .append_pair("timestamp", &ms.to_string())
+                    .append_pair("sign", &sign);
+            }
+            Preset::Feishu => {
+                let seconds = now.as_second();
+                body["timestamp"] = seconds.to_string().into();
+                body["sign"] = signature(&format!("{seconds}\n{secret}"), "").into();
+            }
+            Preset::WeCom | Preset::Slack | Preset::Plain => {}
         }
     }
-}
-async fn post(url: &str, message: &Value) -> Result<(), String> {
-    let uri: Uri = url.parse().map_err(|_| "its url cannot be read".to_owned())?;
-    let host = uri
-        .host()
-        .ok_or("its url names no host")?
-        .trim_matches(['[', ']'])
-        .to_owned();
-    let tls = uri.scheme_str() == Some("https");
-    let port = uri.port_u16().unwrap_or(if tls { 443 } else { 80 });
-    let stream = TcpStream::connect((host.as_str(), port))
-        .await
-        .map_err(|error| format!("could not connect to {host}:{port}: {error}"))?;
-    if !tls {
-        return exchange(stream, &uri, message).await;
+    Request {
+        url,
+        body: body.to_string().into_bytes(),
     }
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    let config = rustls::ClientConfig::builder()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    let name = rustls_pki_types::ServerName::try_from(host.clone()).map_err(|error| error.to_string())?;
-    let stream = tokio_rustls::TlsConnector::from(Arc::new(config))
-        .connect(name, stream)
-        .await
-        .map_err(|error| format!("no TLS with {host}:{port}: {error}"))?;
-    exchange(stream, &uri, message).await
 }
-async fn exchange(
-    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    uri: &Uri,
-    message: &Value,
-) -> Result<(), String> {
-    let said = |error: &dyn std::error::Error| error.to_string();
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|e| said(&e))?;
-    let connection = tokio::spawn(connection);
-    let request = Request::post(uri.path_and_query().map_or("/", |path| path.as_str()))
-        .header("host", uri.authority().map_or("", |authority| authority.as_str()))
-        .header("content-type", "application/json")
-        .body(Full::new(Bytes::from(message.to_string())))
-        .map_err(|e| said(&e))?;
-    let answer = sender.send_request(request).await.map_err(|e| said(&e))?;
-    let status = answer.status();
-    let _ = http_body_util::Limited::new(answer.into_body(), 64 << 10)
+fn signature(key: &str, text: &str) -> String {
+    let key = hmac::Key::new(hmac::HMAC_SHA256, key.as_bytes());
+    BASE64_STANDARD.encode(hmac::sign(&key, text.as_bytes()))
+}
+
+/// For people: the first line says it all. Chats that want a keyword in it: `luffly`.
+fn text(alert: &Alert<'_>) -> String {
+    let Alert { host, title, run, .. } = alert;
+    let mut text = format!(
+        "[luffly agent] job {} {} on {} ({})\n",
+        run.job.task_id, run.state, host.hostname, host.ip
+    );
+    if !title.is_empty() {
+        text += &format!("{title}\n");
+    }
+    text += &format!("run {}, due {}", run.run_id, instant(run.planned));
+    if let (Some(started), Some(ended)) = (run.started, run.ended) {
+        let ms = ended.duration_since(started).as_millis().max(0);
+        text += &format!(", ran {}.{:03}s", ms / 1000, ms % 1000);
+    }
+    if run.attempt > 1 {
+        text += &format!(", attempt {}", run.attempt);
+    }
+    text.push('\n');
+    if !run.error.is_empty() {
+        text += &format!("{}\n", run.error);
+    }
+    text = clean(&text);
+    cut(&mut text, LONGEST_TEXT - 200);
+    let output = clean(&String::from_utf8_lossy(alert.output));
+    let output = output.trim_end();
+    if !output.is_empty() {
+        text += "it wrote:\n";
+        text += tail(output, LONGEST_TEXT - text.len());
+    }
+    text.trim_end().to_owned()
+}
+fn plain(alert: &Alert<'_>) -> Value {
+    let Alert { host, title, run, .. } = alert;
+    let output = String::from_utf8_lossy(alert.output);
+    json!({
+        "event": "job_failed",
+        "task_id": &*run.job.task_id,
+        "key": run.job.path(),
+        "title": title,
+        "run_id": run.run_id.to_string(),
+        "state": run.state.word(),
+        "outcome": run.state.to_string(),
+        "error": run.error,
+        "attempt": run.attempt,
+        "planned": instant(run.planned),
+        "started": run.started.map(instant),
+        "ended": run.ended.map(instant),
+        "output": tail(&output, LONGEST_OUTPUT),
+        "host": host.hostname,
+        "ip": host.ip.to_string(),
+        "agent_id": host.agent_id,
+        "group": host.group,
+    })
+}
+fn instant(at: Timestamp) -> String {
+    at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+/// No colours, bells or NULs of a terminal.
+fn clean(text: &str) -> String {
+    text.chars()
+        .filter(|c| !c.is_control() || matches!(c, '\n' | '\t'))
         .collect()
-        .await;
-    connection.abort();
-    match status.is_success() {
-        true => Ok(()),
-        false => Err(format!("answered with {status}")),
+}
+fn cut(text: &mut String, most: usize) {
+    if text.len() > most {
+        text.truncate(text.floor_char_boundary(most));
+        text.push_str("…\n");
+    }
+}
+fn tail(text: &str, most: usize) -> &str {
+    &text[text.ceil_char_boundary(text.len().saturating_sub(most))..]
+}
+
+/// What an answer means.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    Taken,
+    /// Busy or broken: later it may go.
+    Again(String),
+    /// It would be refused again: a wrong token, a signature that does not fit.
+    Refused(String),
+}
+/// DingTalk, WeCom and Feishu say 200 to everything: their own code counts.
+pub fn verdict(preset: Preset, answer: &Answer) -> Verdict {
+    let said = clean(&String::from_utf8_lossy(&answer.body));
+    let said = said[..said.floor_char_boundary(200)].trim();
+    let shown = |what: String| {
+        if said.is_empty() {
+            what
+        } else {
+            format!("{what}: {said}")
+        }
+    };
+    match answer.status {
+        200..300 => {}
+        408 | 425 | 429 | 500.. => return Verdict::Again(shown(format!("it answered {}", answer.status))),
+        status => return Verdict::Refused(shown(format!("it answered {status}"))),
+    }
+    let (field, busy): (&str, &[i64]) = match preset {
+        // Busy, and too many messages a minute.
+        Preset::DingTalk => ("errcode", &[-1, 130_101]),
+        Preset::WeCom => ("errcode", &[-1, 45_009]),
+        Preset::Feishu => ("code", &[9499, 11_232]),
+        Preset::Slack | Preset::Plain => return Verdict::Taken,
+    };
+    let body = serde_json::from_slice::<Value>(&answer.body).unwrap_or_default();
+    let code = body
+        .get(field)
+        .or_else(|| body.get("StatusCode"))
+        .and_then(Value::as_i64);
+    match code {
+        Some(0) => Verdict::Taken,
+        Some(code) if busy.contains(&code) => Verdict::Again(shown(format!("its {field} is {code}"))),
+        Some(code) => Verdict::Refused(shown(format!("its {field} is {code}"))),
+        None => Verdict::Refused(shown(format!("its answer has no {field}"))),
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use jiff::Timestamp;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-
-    use super::*;
-    use crate::model::{JobKey, RunId, RunState, job::Cause};
-
-    fn failed() -> RunRecord {
-        let at = Timestamp::from_second(1_700_000_000).unwrap();
-        let mut record = RunRecord::new(RunId::of_u128(7), JobKey::host("10.0.0.1", "17"), Cause::Planned, at);
-        record.state = RunState::Failed(Some(3));
-        record
-    }
-    #[test]
-    fn each_room_has_its_form() {
-        let text = "job 17 on h1: failed(3) (planned 2023-11-14T22:13:20Z, run 00000000000000000000000007)";
-        for (preset, path) in [
-            (Preset::Plain, "/text"),
-            (Preset::Slack, "/text"),
-            (Preset::DingTalk, "/text/content"),
-            (Preset::WeCom, "/text/content"),
-            (Preset::Feishu, "/content/text"),
-        ] {
-            assert_eq!(
-                message(preset, &failed(), "h1").pointer(path),
-                Some(&json!(text)),
-                "{}",
-                preset.word()
-            );
-        }
-    }
-    #[tokio::test]
-    async fn a_hook_hears_it_once_it_answers_well() {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let hook = Webhook {
-            name: "ops".into(),
-            preset: Preset::Slack,
-            url: format!("http://{}/a?token=x", listener.local_addr().unwrap()),
-        };
-        let server = tokio::spawn(async move {
-            let mut heard = vec![];
-            for status in ["500 No", "204 Well"] {
-                let (mut stream, _) = listener.accept().await.unwrap();
-                let mut all = String::new();
-                while !all.contains("\"text\"") || !all.ends_with('}') {
-                    let mut bytes = [0; 1000];
-                    let n = stream.read(&mut bytes).await.unwrap();
-                    all.push_str(std::str::from_utf8(&bytes[..n]).unwrap());
-                }
-                stream
-                    .write_all(format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n").as_bytes())
-                    .await
-                    .unwrap();
-                heard.push(all);
-            }
-            heard
-        });
-        tell(&hook, &message(hook.preset, &failed(), "h1")).await.unwrap();
-        let heard = server.await.unwrap();
-        assert_eq!(heard[0], heard[1]);
-        assert!(heard[0].starts_with("POST /a?token=x HTTP/1.1\r\n"));
-    }
-}
+mod tests;

@@ -113,6 +113,8 @@ pub enum Command {
         #[command(flatten)]
         ask: Ask,
     },
+    /// Print the least rights that agents need in etcd, as etcdctl commands
+    EtcdRoles(EtcdRoles),
     /// Change the log level of the running agent
     LogLevel {
         /// critical, error, warning, info, debug or trace
@@ -124,6 +126,30 @@ pub enum Command {
         #[command(flatten)]
         ask: Ask,
     },
+}
+/// For whom rights are printed.
+#[derive(clap::Args, Clone, Debug, PartialEq)]
+pub struct EtcdRoles {
+    /// An agent's address, repeatable or with commas [default: this host's]
+    #[arg(long, value_name = "IP", value_delimiter = ',')]
+    pub host: Vec<std::net::IpAddr>,
+    /// Of which groups these agents take jobs, repeatable or with commas [default: that of the settings, for this host]
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    pub group: Vec<String>,
+    /// The role of those who put jobs and send commands
+    #[arg(long)]
+    pub operator: bool,
+    /// The user's name: the common name of its certificate [default: luffly-<IP>]
+    #[arg(long, value_name = "NAME")]
+    pub user: Option<String>,
+    /// Users with a password, which etcdctl asks for, instead of a certificate
+    #[arg(long)]
+    pub password: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub options: Box<Options>,
 }
 /// How a stop goes.
 #[derive(clap::Args, Clone, Debug, PartialEq)]
@@ -158,6 +184,7 @@ impl Command {
             )),
             Self::Restart { options, .. } => Some((options, Purpose::Start { foreground: false })),
             Self::Check { options, .. } => Some((options, Purpose::Check)),
+            Self::EtcdRoles(asked) => Some((&asked.options, Purpose::Check)),
             Self::Try { options, .. } => Some((options, Purpose::Try)),
             _ => None,
         }
@@ -209,7 +236,7 @@ struct Line {
 }
 
 /// Commands and options of later versions.
-const NOT_BUILT: [&str; 6] = ["nodes", "tap", "top", "deadletter", "token", "etcd-roles"];
+const NOT_BUILT: [&str; 5] = ["nodes", "tap", "top", "deadletter", "token"];
 const NOT_BUILT_OPTIONS: [&str; 2] = ["influxdb-addr", "require-address"];
 
 /// `argv` begins with the program's name.
@@ -556,7 +583,7 @@ mod tests {
             (
                 "strat",
                 "unknown command `strat`, accepted: start, stop, restart, reload, status, version, check, plugins, try, jobs, files, why, doctor, \
-                 log-level, help; did you mean `start`?",
+                 etcd-roles, log-level, help; did you mean `start`?",
             ),
             (
                 "status now",

@@ -4,6 +4,7 @@ pub mod args;
 mod check;
 mod client;
 mod doctor;
+mod etcd_roles;
 mod files;
 mod jobs;
 mod log_level;
@@ -64,6 +65,7 @@ pub fn run(argv: impl Iterator<Item = OsString>) -> u8 {
         Command::Files(ask) => files::run(&ask),
         Command::Why { what, ask } => why::run(&what, &ask),
         Command::Doctor { output, ask } => doctor::run(output, &ask),
+        Command::EtcdRoles(asked) => etcd_roles::run(&asked),
         Command::LogLevel {
             level,
             revert_after,

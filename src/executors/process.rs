@@ -21,7 +21,7 @@ use nix::fcntl::OFlag;
 use tokio::{
     io::unix::AsyncFd,
     net::unix::pipe::Receiver,
-    sync::{oneshot, watch},
+    sync::{mpsc, oneshot, watch},
 };
 
 use super::{
@@ -109,17 +109,37 @@ impl Launcher for Processes {
         stop: watch::Receiver<Option<Stop>>,
         started: oneshot::Sender<Started>,
     ) -> Pin<Box<dyn Future<Output = Outcome> + Send>> {
-        Box::pin(run(order, output, stop, started, self.cgroups))
+        Box::pin(run(order, Output::Kept(output), stop, started, self.cgroups))
     }
+}
+impl Processes {
+    /// As `launch`, with all of the output passed on: whoever does not take it holds the run up.
+    pub fn pass(
+        &self,
+        order: Order,
+        output: mpsc::Sender<Vec<u8>>,
+        stop: watch::Receiver<Option<Stop>>,
+        started: oneshot::Sender<Started>,
+    ) -> impl Future<Output = Outcome> + Send + use<> {
+        run(order, Output::Passed(output), stop, started, self.cgroups)
+    }
+}
+/// What becomes of a run's output.
+enum Output {
+    Kept(SharedCapture),
+    Passed(mpsc::Sender<Vec<u8>>),
 }
 
 async fn run(
     order: Order,
-    output: SharedCapture,
+    output: Output,
     mut stop: watch::Receiver<Option<Stop>>,
     started: oneshot::Sender<Started>,
     cgroups: bool,
 ) -> Outcome {
+    // What is passed on is passed on as a whole: whoever takes it may take his time.
+    let whole = matches!(output, Output::Passed(_));
+    let (over, is_over) = watch::channel(false);
     let (timeout, kill_after, leave_children) = (order.timeout, order.kill_after, order.leave_children);
     let made = within(
         STARTED_WITHIN,
@@ -144,7 +164,7 @@ async fn run(
         pid_started: tree.leader_started(),
         tree: tree.kind(),
     });
-    let mut reader = tokio::spawn(read(pipe, output));
+    let mut reader = tokio::spawn(read(pipe, output, is_over));
     let mut end = tokio::select! {
         exit = exit_of(pid) => End::Exited(exit),
         () = past(timeout) => End::TimedOut,
@@ -179,7 +199,10 @@ async fn run(
         End::TimedOut | End::Killed(_) => unkillable = tree::end(&tree, kill_after).await,
         End::NotStarted(_) => {}
     }
-    if !reader.is_finished() && tokio::time::timeout(LAST_OUTPUT, &mut reader).await.is_err() {
+    over.send_replace(true);
+    if whole && !reader.is_finished() {
+        let _ = (&mut reader).await; // it ends by itself when nothing comes any more
+    } else if !reader.is_finished() && tokio::time::timeout(LAST_OUTPUT, &mut reader).await.is_err() {
         reader.abort(); // somebody that was missed, or cannot be killed, holds the pipe
     }
     if let (End::Killed(_) | End::TimedOut, true) = (&end, unkillable.contains(&pid)) {
@@ -364,17 +387,42 @@ fn environment(order: &Order, user: Option<&User>, other: bool) -> Vec<(String, 
     env
 }
 
-/// Until nobody holds the other end.
-async fn read(pipe: OwnedFd, output: SharedCapture) {
+/// Until nobody holds the other end, or the run is over and nothing comes.
+async fn read(pipe: OwnedFd, output: Output, mut over: watch::Receiver<bool>) {
     let Ok(pipe) = Receiver::from_owned_fd(pipe) else {
         return;
     };
-    let mut buffer = vec![0; READ];
-    while pipe.readable().await.is_ok() {
+    let silent = async move {
+        if over.wait_for(|over| *over).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    };
+    let mut silent = std::pin::pin!(silent);
+    let (mut buffer, mut last_call) = (vec![0; READ], false);
+    loop {
+        let ready = tokio::select! {
+            biased;
+            ready = pipe.readable() => ready.is_ok(),
+            () = &mut silent, if !last_call => {
+                last_call = true;
+                continue;
+            }
+            () = tokio::time::sleep(LAST_OUTPUT), if last_call => false,
+        };
+        if !ready {
+            return;
+        }
         match pipe.try_read(&mut buffer) {
             Ok(0) => return,
             Ok(n) => {
-                output.lock().push(&buffer[..n]);
+                match &output {
+                    Output::Kept(capture) => capture.lock().push(&buffer[..n]),
+                    Output::Passed(to) => {
+                        if to.send(buffer[..n].to_vec()).await.is_err() {
+                            return; // nobody takes it any more
+                        }
+                    }
+                }
                 tokio::task::yield_now().await; // who writes without end must not have the thread for himself
             }
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}

@@ -30,6 +30,7 @@
 //! | `MeetWatcher` | Root → CronRunner | – | one a start |
 //! | `LetGo` | Root → CronRunner | – | one a stop |
 //! | `WriteJob` | Root → JobWatcher | written, or why not | requests, 2 s each |
+//! | `JobFailed` | CronRunner → Notifier | – | 64 a webhook; more are dropped and counted |
 //! | `AskJobs`, `AskJob`, `AskRuns`, `AskOutput`, `CheckJob`, `AskWhyJob`, `ObserveRunner` | HttpApi, Root → CronRunner | plain data | requests, 2 s each |
 //!
 //! Whatever carries data travels in a Port; nothing calls `do_send`. An answer that is owed survives a fall of whoever owes it; a message
@@ -38,4 +39,5 @@ pub mod collect;
 pub mod control;
 pub mod jobs;
 pub mod lease;
+pub mod notify;
 pub mod receipt;

@@ -2,7 +2,7 @@
 use std::time::Duration;
 
 use super::{
-    check::{Section, boolean, one_of, size, span, text, whole},
+    check::{Section, boolean, one_of, path, size, span, text, whole},
     finding::unknown,
     layers::{Node, Value},
 };
@@ -29,7 +29,8 @@ pub struct Jobs {
     pub guards: Guards,
     /// By name.
     pub executors: Vec<(String, Custom, Vec<String>)>,
-    pub webhooks: Vec<Webhook>,
+    /// By name.
+    pub webhooks: Vec<(String, Webhook)>,
 }
 impl Default for Jobs {
     fn default() -> Self {
@@ -87,14 +88,7 @@ pub fn jobs(top: &mut Section<'_>) -> Jobs {
         .collect::<Vec<_>>();
     let all = Executors::new(executors.iter().map(|(name, custom, _)| (name.clone(), custom.clone())));
     let commands = table.read("allow_commands", |node| allowed(node, &all));
-    let webhooks = named(&mut table, "webhook", |section| {
-        let preset = section.or("preset", Preset::Plain, |node| one_of(node, Preset::WORDS));
-        let url = section.required("url", |node| match text(node)? {
-            url if url.starts_with("https://") || url.starts_with("http://") => Ok(url),
-            _ => Err("found no URL, accepted: https://… or http://…".to_owned()), // it may hold a secret: not shown
-        })?;
-        Some((preset, url))
-    });
+    let webhooks = named(&mut table, "webhook", webhook);
     for later in ["verify_key", "fleet"] {
         table.read(later, |_| Err::<(), _>("not built yet".to_owned()));
     }
@@ -115,11 +109,55 @@ pub fn jobs(top: &mut Section<'_>) -> Jobs {
             own_user: String::new(),
         },
         executors,
-        webhooks: webhooks
-            .into_iter()
-            .map(|(name, (preset, url))| Webhook { name, preset, url })
-            .collect(),
+        webhooks,
     }
+}
+
+/// The URL is a secret as the other is: from the file, or from files of their own.
+fn webhook(table: &mut Section<'_>) -> Option<Webhook> {
+    let preset = table.or("preset", Preset::default(), |node| one_of(node, &Preset::WORDS));
+    let url = secret(table, "url", "url_file");
+    let (url_at, url_key) = (table.at.clone(), table.key("url"));
+    let given = ["secret", "secret_file"].iter().any(|name| table.has(name));
+    if given && let Some(message) = Webhook::secret_refused(preset) {
+        let key = table.key("secret");
+        table.findings.add(&table.at, key, message);
+    }
+    let signs_with = secret(table, "secret", "secret_file");
+    let Some(url) = url else {
+        table.findings.add(&url_at, url_key, "missing, required (or url_file)");
+        return None;
+    };
+    match Webhook::new(&url, preset, signs_with) {
+        Ok(webhook) => Some(webhook),
+        Err(message) => {
+            table.findings.add(&url_at, url_key, message);
+            None
+        }
+    }
+}
+/// As text, or the first line of a file. What was found is not shown.
+fn secret(table: &mut Section<'_>, name: &'static str, file: &'static str) -> Option<String> {
+    let some = |text: String| match text.trim() {
+        "" => Err("found nothing, accepted: text".to_owned()),
+        text => Ok(text.to_owned()),
+    };
+    let given = table.read(name, |node| {
+        some(text(node).map_err(|_| "found no text, accepted: text".to_owned())?)
+    });
+    let of_file = table.read(file, |node| {
+        let path = path(node)?;
+        let all =
+            std::fs::read_to_string(&path).map_err(|error| format!("could not read {}: {error}", path.display()))?;
+        some(all.lines().next().unwrap_or_default().to_owned())
+    });
+    if given.is_some() && of_file.is_some() {
+        let key = table.key(file);
+        table
+            .findings
+            .add(&table.at, key, format!("found `{name}` too, accepted: one of them"));
+    }
+    given.or(of_file)
 }
 
 fn texts(node: &Node) -> Result<Vec<String>, String> {

@@ -72,8 +72,9 @@ impl Settings {
                 "executor": jobs.executors.iter().map(|(name, _, command)| {
                     (name.clone(), json!({ "command": command }))
                 }).collect::<serde_json::Map<_, _>>(),
-                "webhook": jobs.webhooks.iter().map(|hook| {
-                    (hook.name.clone(), json!({ "preset": hook.preset.word(), "url": MASK })) // a token is part of it
+                "webhook": jobs.webhooks.iter().map(|(name, hook)| {
+                    let secret = hook.has_secret().then_some(MASK);
+                    (name.clone(), json!({ "preset": hook.preset().word(), "url": hook.masked(), "secret": secret }))
                 }).collect::<serde_json::Map<_, _>>(),
             },
             "log": {

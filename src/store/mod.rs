@@ -11,6 +11,7 @@ pub mod kept;
 pub mod keys;
 mod local;
 pub mod memory;
+pub mod roles;
 mod wall;
 
 use std::{pin::Pin, sync::Arc, time::Duration};

@@ -374,7 +374,7 @@ answers! {
         note: None,
         unsettled: 0,
         rewinds: true,
-        outputs: vec![OutputView {
+        outputs: vec![OutputLook {
             label: "logr".into(),
             plugin: "logr:v1".into(),
             when_full: "block",

@@ -21,6 +21,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "clock",
             "checkpoint",
             "deadletter",
+            "signature",
             "store",
             "schedule",
         ],
@@ -61,6 +62,8 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "clock",
             "settings",
             "os",
+            "signature",
+            "webhook",
             "store",
         ],
     ),
@@ -70,9 +73,18 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("messages", &["model"]),
     (
         "settings",
-        &["model", "plugins", "executors", "webhook", "os", "cli::args"],
+        &[
+            "model",
+            "plugins",
+            "executors",
+            "os",
+            "webhook",
+            "signature",
+            "cli::args",
+        ],
     ),
     ("plugins", &["model", "clock", "os", "checkpoint"]),
+    ("plugins::inputs::cron", &["schedule", "executors"]),
     ("checkpoint", &["model"]),
     ("deadletter", &["model", "clock", "os"]),
     ("log", &["settings", "os", "clock"]),
@@ -82,9 +94,11 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("model", &[]),
     ("model::job", &["schedule"]), // a job that cannot be due is no job
     ("schedule", &[]),
+    ("signature", &["model"]),
+    ("webhook", &["model", "clock", "http_client", "retry"]),
+    ("http_client", &[]),
     ("executors", &["model", "clock", "os"]),
     ("history", &["model"]),
-    ("webhook", &["model"]),
     ("os", &[]),
     ("retry", &[]),
     ("store", &["model", "clock", "os"]),
@@ -99,6 +113,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("etcd_client", &["store"]),
     ("redb", &["store", "history", "actors::root"]),
     ("figment", &["settings"]),
+    ("reqwest", &["http_client", "webhook"]),
 ];
 
 /// Groups of actors that do not know each other.

@@ -7,5 +7,6 @@ pub mod cron_runner;
 pub mod follow;
 pub mod job_watcher;
 pub mod lease_keeper;
+pub mod notifier;
 pub mod records;
 pub mod registration;

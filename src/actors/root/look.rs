@@ -4,7 +4,7 @@ use std::time::Duration;
 use actix::prelude::*;
 use futures_util::future::join_all;
 
-use super::{House, Pipeline, Stage, jobs::JobsHouse};
+use super::{House, Pipeline, Stage, jobs::JobsHouse, runner::RunnerHouse};
 use crate::{
     actors::kit::{Port, SharedPulse},
     messages::{
@@ -134,7 +134,7 @@ impl House {
                 self.jobs
                     .iter()
                     .flat_map(JobsHouse::pulses)
-                    .chain(self.runner.iter().map(|runner| &runner.pulse))
+                    .chain(self.runner.iter().flat_map(RunnerHouse::pulses))
                     .map(|pulse| actor_view(pulse, None)),
             )
             .chain(pipelines.iter().flat_map(|pipeline| pipeline.actors()))

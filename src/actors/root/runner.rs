@@ -1,5 +1,5 @@
 //! The part of the house that runs jobs: CronRunner on a thread of its own. Drained with the pipelines, before the lease goes.
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use actix::prelude::*;
 use redb::Database;
@@ -12,7 +12,10 @@ use super::{
 };
 use crate::{
     actors::{
-        cron::cron_runner::{CronRunner, CronRunnerParts},
+        cron::{
+            cron_runner::{CronRunner, CronRunnerParts},
+            notifier::{Notifier, NotifierConfig},
+        },
         kit::{Pulse, SharedPulse, Stopping},
     },
     executors::Processes,
@@ -26,6 +29,7 @@ use crate::{
     },
     model::{Invalid, RunId, RunRecord, SharedSign, Sign, job::Limits},
     os,
+    webhook::{self, Sender},
 };
 
 /// How long an answer is waited for.
@@ -35,6 +39,8 @@ pub struct RunnerHouse {
     pub addr: Addr<CronRunner>,
     pub pulse: SharedPulse,
     sign: SharedSign,
+    /// None: there is no webhook in the settings.
+    notifier: Option<(Addr<Notifier>, SharedPulse)>,
     _arbiter: Arbiter,
 }
 impl RunnerHouse {
@@ -53,7 +59,7 @@ impl RunnerHouse {
         let limits = Limits {
             executors: executors.names(),
             ignore_fields: jobs.ignore_fields.clone(),
-            webhooks: jobs.webhooks.iter().map(|hook| hook.name.clone()).collect(),
+            webhooks: jobs.webhooks.iter().map(|(name, _)| name.clone()).collect(),
             output_limit: jobs.output_limit,
             retries: jobs.retries,
             kill_after: jobs.kill_after,
@@ -67,6 +73,8 @@ impl RunnerHouse {
             .flatten()
             .map_or_else(String::new, |user| user.name);
         let sign = Sign::new(start.settings.etcd.lease_ttl);
+        let arbiter = wire::data_arbiter();
+        let notifier = raise_notifier(start, &arbiter, stopping).await?;
         let pulse = Pulse::new("jobs/runner", start.metrics.restarts.clone());
         let parts = CronRunnerParts {
             history,
@@ -76,7 +84,7 @@ impl RunnerHouse {
             executors,
             limits,
             guards,
-            webhooks: jobs.webhooks.clone(),
+            notifier: notifier.as_ref().map(|(addr, _)| addr.clone().recipient()),
             enabled: jobs.enabled,
             max_parallel: jobs.max_parallel,
             start_grace: jobs.start_grace,
@@ -86,15 +94,18 @@ impl RunnerHouse {
             clock: clock.clone(),
             log: start.log.new(slog::o!("actor" => "jobs/runner")),
         };
-        let arbiter = wire::data_arbiter();
         let make = move || CronRunner::new(parts);
         let addr = place(&arbiter, stopping, &pulse, &start.log, make).await?;
         Ok(Self {
             addr,
             pulse,
             sign,
+            notifier,
             _arbiter: arbiter,
         })
+    }
+    pub fn pulses(&self) -> impl Iterator<Item = &SharedPulse> {
+        std::iter::once(&self.pulse).chain(self.notifier.iter().map(|(_, pulse)| pulse))
     }
     pub fn runner(&self) -> Runner {
         Runner {
@@ -112,6 +123,10 @@ impl RunnerHouse {
     /// Its name, if it is late.
     pub async fn drain(&self, deadline: tokio::time::Instant) -> Option<String> {
         let drained = tokio::time::timeout_at(deadline, until_answered(&self.addr, || Drain)).await;
+        if let (Ok(_), Some((notifier, _))) = (&drained, &self.notifier) {
+            // The last alerts. A chat that hangs is no reason to be late.
+            let _ = tokio::time::timeout_at(deadline, until_answered(notifier, || Drain)).await;
+        }
         drained.is_err().then(|| self.pulse.name.clone())
     }
     /// What degrades the agent's health.
@@ -127,6 +142,29 @@ impl RunnerHouse {
         let asked = tokio::time::timeout(ANSWER, self.addr.send(AskWhyJob(task_id.to_owned()))).await;
         asked.ok()?.ok()?
     }
+}
+
+async fn raise_notifier(
+    start: &Start,
+    arbiter: &Arbiter,
+    stopping: &Stopping,
+) -> Result<Option<(Addr<Notifier>, SharedPulse)>, String> {
+    let webhooks = start.settings.jobs.webhooks.iter().cloned().collect::<BTreeMap<_, _>>();
+    if webhooks.is_empty() {
+        return Ok(None);
+    }
+    let config = NotifierConfig {
+        webhooks,
+        sender: Sender::new(start.clock.clone())?,
+        host: start.host.clone(),
+        log: start.log.new(slog::o!("actor" => "jobs/notifier")),
+        metrics: start.metrics.clone(),
+        waits: webhook::send::waits,
+    };
+    let pulse = Pulse::new("jobs/notifier", start.metrics.restarts.clone());
+    let make = move || Notifier::new(config);
+    let addr = place(arbiter, stopping, &pulse, &start.log, make).await?;
+    Ok(Some((addr, pulse)))
 }
 
 /// Questions that Root hands on. `without`: this run has no jobs, or the one who knows fell over the question.

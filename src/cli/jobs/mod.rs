@@ -1,6 +1,7 @@
 //! `agent jobs …`: the jobs of this host, through the running agent; `next` and a dry `import` need none.
 mod import;
 mod next;
+mod sign;
 
 use std::{
     collections::BTreeSet,
@@ -104,6 +105,10 @@ pub enum Jobs {
     },
     /// When an expression is due: one instant a line. Needs no agent
     Next(next::Next),
+    /// Make a pair of keys, for agents that take signed jobs only. Needs no agent
+    Keygen(sign::Keygen),
+    /// Sign a job or command, and print it. Needs no agent
+    Sign(sign::Sign),
     /// Turn a crontab (stdin, or --file) into jobs: shows what it would do
     Import {
         /// Whose crontab it is: the jobs run as that user
@@ -166,6 +171,8 @@ pub fn run(jobs: &Jobs) -> Done {
         Jobs::Runs { task_id, most, ask } => runs(task_id.as_deref(), *most, ask),
         Jobs::Output { what, follow, ask } => output(what, *follow, ask),
         Jobs::Next(next) => next::run(next),
+        Jobs::Keygen(asked) => sign::keygen(asked),
+        Jobs::Sign(asked) => sign::sign(asked, read),
         Jobs::Import { user, file, yes, ask } => import::run(user, &read(file.as_ref())?, *yes, ask),
     }
 }

@@ -11,6 +11,11 @@ impl Kept {
     pub fn gap(&self) -> u64 {
         self.total - (self.head.len() + self.tail.len()) as u64
     }
+    /// The end of it.
+    pub fn last(&self, most: usize) -> &[u8] {
+        let end = if self.tail.is_empty() { &self.head } else { &self.tail };
+        &end[end.len().saturating_sub(most)..]
+    }
     /// From that byte on, of all that was written: where it begins, what is there, and how many that were asked for are not.
     /// The gap is passed over in one answer: head first, tail with the next question.
     pub fn from(&self, from: u64) -> (u64, &[u8], u64) {

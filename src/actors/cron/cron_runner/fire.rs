@@ -13,7 +13,10 @@ use super::{
 use crate::{
     actors::cron::agenda::{Due, Firing},
     executors::{End, Outcome, SharedCapture, Stop, tree},
-    messages::jobs::{Claim, Claimed, JobStateChanged, MarkOnce, OnceMarked, ReleaseClaim},
+    messages::{
+        jobs::{Claim, Claimed, JobStateChanged, MarkOnce, OnceMarked, ReleaseClaim},
+        notify::JobFailed,
+    },
     model::{
         JobKey, JobSpec, RunId, RunRecord, RunState,
         job::{Cause, Overlap},
@@ -22,6 +25,8 @@ use crate::{
 
 /// The store is asked about a `once` job again after that.
 const MARK_AGAIN: Duration = Duration::from_secs(5);
+/// Bytes of a run's last words that people are told.
+const LONGEST_TOLD: usize = 4096;
 
 impl CronRunner {
     pub(super) fn due(&mut self, due: Due, now: Timestamp, ctx: &mut Context<Self>) {
@@ -401,6 +406,7 @@ impl CronRunner {
             slog::error!(self.log, "processes of a run cannot be killed"; "run" => %id, "pids" => ?record.unkillable);
         }
         self.last.insert(record.job.clone(), record.clone());
+        let tail = kept.as_ref().map_or(vec![], |kept| kept.last(LONGEST_TOLD).to_vec());
         self.unwritten.push((record.clone(), kept));
         let retried = spec
             .as_ref()
@@ -418,7 +424,7 @@ impl CronRunner {
             });
         }
         if !retried && !self.draining {
-            self.judge(&record, at, spec.as_deref());
+            self.judge(&record, at, spec.as_deref(), tail);
         }
         match record.unkillable.is_empty() {
             true => self.gone(id),
@@ -463,7 +469,7 @@ impl CronRunner {
         true
     }
     /// Good or failing: told when it turns.
-    fn judge(&mut self, record: &RunRecord, at: usize, spec: Option<&JobSpec>) {
+    fn judge(&mut self, record: &RunRecord, at: usize, spec: Option<&JobSpec>, output: Vec<u8>) {
         if self.agenda.get(at).is_none_or(|job| job.key != record.job) {
             return;
         }
@@ -476,9 +482,19 @@ impl CronRunner {
             _ => return,
         };
         if failing.is_some()
-            && let Some(hook) = spec.and_then(|spec| spec.on_failure.as_ref())
+            && let Some(spec) = spec
+            && let Some(webhook) = &spec.on_failure
+            && let Some(notifier) = &self.notifier
         {
-            self.tell_webhook(hook, record);
+            let failed = JobFailed {
+                webhook: webhook.clone(),
+                title: spec.title.clone(),
+                run: record.clone(),
+                output,
+            };
+            if notifier.try_send(failed).is_err() {
+                slog::warn!(self.log, "a webhook is not told of a failed run: too many wait"; "webhook" => webhook, "run" => %record.run_id);
+            }
         }
         if self.agenda.note_failing(at, failing) {
             self.tell_state(at);

@@ -19,7 +19,6 @@ use crate::{
         JobKey, RunId, RunRecord, RunState,
         job::{Cause, OnAgentStop, Overlap},
     },
-    webhook,
 };
 
 impl Handler<JobsChanged> for CronRunner {
@@ -277,18 +276,5 @@ impl CronRunner {
             said: said.into(),
             run_ids: vec![],
         })
-    }
-
-    pub(super) fn tell_webhook(&self, name: &str, record: &RunRecord) {
-        let Some(hook) = self.webhooks.iter().find(|hook| hook.name == name).cloned() else {
-            return; // a job that names another is invalid
-        };
-        let message = webhook::message(hook.preset, record, &crate::os::hostname());
-        let log = self.log.clone();
-        actix_rt::spawn(async move {
-            if let Err(error) = webhook::tell(&hook, &message).await {
-                slog::error!(log, "a webhook could not be told of a failed run"; "webhook" => hook.name, "error" => error);
-            }
-        });
     }
 }

@@ -28,10 +28,9 @@ use crate::{
     clock::SharedClock,
     executors::{Executors, Guards, Launcher, Outcome, Started, tree},
     history::{Change, History, JobMemory},
-    messages::jobs::MeetWatcher,
+    messages::{jobs::MeetWatcher, notify::JobFailed},
     model::{JobKey, RunId, RunRecord, SharedSign, job::Limits},
     os,
-    webhook::Webhook,
 };
 use run::{Phase, Run};
 
@@ -60,7 +59,8 @@ pub struct CronRunnerParts {
     pub executors: Executors,
     pub limits: Limits,
     pub guards: Guards,
-    pub webhooks: Vec<Webhook>,
+    /// Who tells people of runs that did not succeed.
+    pub notifier: Option<Recipient<JobFailed>>,
     pub enabled: bool,
     pub max_parallel: usize,
     pub start_grace: Duration,
@@ -76,7 +76,7 @@ pub struct CronRunner {
     history: History,
     launcher: Arc<dyn Launcher>,
     executors: Executors,
-    webhooks: Vec<Webhook>,
+    notifier: Option<Recipient<JobFailed>>,
     enabled: bool,
     max_parallel: usize,
     drain: Duration,
@@ -164,7 +164,7 @@ impl CronRunner {
             history: parts.history,
             launcher: parts.launcher,
             executors: parts.executors,
-            webhooks: parts.webhooks,
+            notifier: parts.notifier,
             enabled: parts.enabled,
             max_parallel: parts.max_parallel.max(1),
             drain: parts.drain,

@@ -157,7 +157,7 @@ impl House {
             executors: Executors::new([]),
             limits: Limits::default(),
             guards: Guards::default(),
-            webhooks: vec![],
+            notifier: None,
             enabled: true,
             max_parallel: 64,
             start_grace: Duration::from_secs(60),
