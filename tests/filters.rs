@@ -228,7 +228,7 @@ fn a_chain_accounts_for_every_event() {
         { plugin = "redact", presets = ["card"] },
         { plugin = "dedupe", key = "user", window = 20 },
         { plugin = "sample", every = 2 },
-        { plugin = "throttle", events = 20, per = "365d" },
+        { plugin = "throttle", events = 4, per = "365d" },
     ]"#;
     place.write("in/app.log", &text);
     let settings = place.configure(r#"{ plugin = "logr", path = "{0}/out/a.log", encode = "json" }"#, "");

@@ -3,7 +3,6 @@
     clippy::disallowed_methods,
     reason = "real files and processes are waited for in small steps"
 )]
-#[allow(dead_code, reason = "other tests use the rest of it")]
 mod kit;
 use std::{
     io::{PipeReader, Read, Write, pipe},

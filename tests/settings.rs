@@ -263,7 +263,7 @@ fn flags_and_tables_make_the_default_pipeline() {
         .loaded();
     assert_eq!(
         names(&settings),
-        ["one: stdin:v1 >  > null:v1", "default: file:v1 >  > stdout:v1"]
+        ["one: stdin:v1 >  > null:v1", "default: file:v2 >  > stdout:v1"]
     );
     assert!(!settings.agent.private_data_dir);
 

@@ -100,7 +100,7 @@ impl Filter for Sample {
         let left = events.retain(|event| {
             // An event without the key is one of all those without: chosen by count.
             match (self.part, self.key.as_ref().and_then(|key| key.of(event))) {
-                (Part::Every(n), Some(hash)) => (hash >> 64) as u64 % n == 0,
+                (Part::Every(n), Some(hash)) => ((hash >> 64) as u64).is_multiple_of(n),
                 (Part::Share(share), Some(hash)) => (hash as u64 >> 32) < share,
                 (Part::Every(n), None) => {
                     count += 1;

@@ -165,7 +165,7 @@ impl LineEnd {
         let mut at = from;
         loop {
             at += self.finder.find(&text[at..])?;
-            if at % self.unit == 0 {
+            if at.is_multiple_of(self.unit) {
                 return Some(at);
             }
             at += 1;
@@ -179,7 +179,7 @@ impl LineEnd {
         let mut to = text.len();
         loop {
             let at = self.back.rfind(&text[..to])?;
-            if at % self.unit == 0 {
+            if at.is_multiple_of(self.unit) {
                 return Some(at + self.bytes.len());
             }
             to = at + self.bytes.len() - 1;

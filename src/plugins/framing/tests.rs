@@ -149,7 +149,7 @@ pub fn cases() -> impl Strategy<Value = (Value, Vec<u8>)> {
         Just(json!({"multiline": {"start": r"^\["}})),
         Just(json!({"multiline": {"continue": "^ "}, "framing": "crlf"})),
         Just(json!({"multiline": {"end": ";$"}, "max_line": 500})),
-        Just(json!({"multiline": "java"})),
+        Just(json!({"multiline": "java", "max_line": 500})), // a line is judged by its first `max_line` bytes
         Just(json!({"framing": "cri"})),
         Just(json!({"framing": "docker"})),
         Just(json!({"framing": "cri", "multiline": {"start": r"^\["}})),
@@ -174,8 +174,8 @@ pub fn cases() -> impl Strategy<Value = (Value, Vec<u8>)> {
 fn source(options: &Value, lines: &[(String, u8)], marked: bool) -> Vec<u8> {
     let delimiter = options["framing"]["delimiter"].as_str().unwrap_or("\n");
     let wrap = |line: &str, dice: u8| {
-        let stream = if dice % 4 == 0 { "stderr" } else { "stdout" };
-        let last = dice % 3 != 0;
+        let stream = if dice.is_multiple_of(4) { "stderr" } else { "stdout" };
+        let last = !dice.is_multiple_of(3);
         match options["framing"].as_str() {
             Some("crlf") if last => format!("{line}\r"),
             Some("cri" | "docker") if dice == 31 => line.to_owned(),

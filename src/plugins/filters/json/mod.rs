@@ -152,9 +152,11 @@ impl Conditions {
             }
             let mut first: Option<Range<usize>> = None;
             for (i, next) in next.iter_mut().enumerate() {
-                let (len, find): (usize, &dyn Fn(&[u8]) -> Option<usize>) = match must.get(i) {
-                    Some(finder) => (finder.needle().len(), &|rest| finder.find(rest)),
-                    None => (1, &|rest| memchr::memchr(b'\\', rest)),
+                let finder = must.get(i);
+                let len = finder.map_or(1, |finder| finder.needle().len());
+                let find = |rest: &[u8]| match finder {
+                    Some(finder) => finder.find(rest),
+                    None => memchr::memchr(b'\\', rest),
                 };
                 let at = next.from(from, || find(&stretch[from..]).map(|at| from + at));
                 if let Some(at) = at
@@ -312,7 +314,9 @@ fn flat<'a>(before: &str, table: &'a Map<String, Value>) -> Vec<(String, &'a Val
     }
     all
 }
-fn wanted(key: &str, before: &str, table: &Map<String, Value>) -> Result<Vec<(Path, Option<Vec<Wanted>>)>, BadValue> {
+/// A field, and the values that it may have; none: any.
+type Condition = (Path, Option<Vec<Wanted>>);
+fn wanted(key: &str, before: &str, table: &Map<String, Value>) -> Result<Vec<Condition>, BadValue> {
     let mut fields = vec![];
     for (field, value) in flat(before, table) {
         let bad = |error| BadValue::new(format!("{key}.{field}"), error);

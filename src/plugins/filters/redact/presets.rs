@@ -1,5 +1,5 @@
 //! What is secret by its form. A candidate is found by a pattern, and proven where a number proves itself.
-use std::ops::Range;
+use std::{iter::once, ops::Range};
 
 pub struct Preset {
     pub name: &'static str,
@@ -42,7 +42,7 @@ pub const PRESETS: &[Preset] = &[
 ];
 
 fn all(found: &[u8]) -> Vec<Range<usize>> {
-    vec![0..found.len()]
+    once(0..found.len()).collect()
 }
 
 /// In a row of groups of digits, perhaps with other numbers around: the longest that is a card, from left to right.
@@ -143,5 +143,5 @@ fn tokens(found: &[u8]) -> Vec<Range<usize>> {
             .count()
     };
     let start = if is_word { 6 + blanks(&found[6..]) } else { 0 };
-    vec![start..found.len()]
+    once(start..found.len()).collect()
 }

@@ -1,6 +1,7 @@
-//! Follows files: by polling (v1), or told by the kernel where to look (v2, see `watch`). `discovery` finds names, `identity` knows a file again, `tail` reads one file, `reconcile` brings names and
-//! files together after each look at the directories (with `recall` for what the journal knows, and `copies` for what is no plain
-//! rename), `keep` looks after descriptors, the board and the journal.
+//! Follows files: by polling (v1), or told by the kernel where to look (v2, see `watch`). `discovery` finds names, `identity` knows a
+//! file again, `tail` reads one file (`records` in other framings than lines, `source` what is packed), `reconcile` brings names and
+//! files together after each look at the directories (with `recall` for what the journal knows, `copies` for what is no plain rename and
+//! `packed` for packed forms of files that were read), `keep` looks after descriptors, the board and the journal.
 //!
 //! Nothing is lost by a rotation as long as the old file can still be found: open, under another name that matches, or by its inode in
 //! the same directory. What cannot be found again is counted.

@@ -253,7 +253,7 @@ proptest! {
 fn framed(options: &serde_json::Value) -> Stdin {
     let table = Table(options.as_object().unwrap().clone());
     let mut given = context(Arc::new(NoTally));
-    given.clock = clock::ManualClock::at(jiff::Timestamp::now());
+    given.clock = clock::ManualClock::at(jiff::Timestamp::UNIX_EPOCH);
     let (reader, writer) = pipe();
     drop(writer);
     Stdin::over(
@@ -265,7 +265,7 @@ fn framed(options: &serde_json::Value) -> Stdin {
 #[test]
 fn a_record_is_complete_after_the_timeout() {
     let (reader, mut writer) = pipe();
-    let clock = clock::ManualClock::at(jiff::Timestamp::now());
+    let clock = clock::ManualClock::at(jiff::Timestamp::UNIX_EPOCH);
     let mut given = context(Arc::new(NoTally));
     given.clock = clock.clone();
     let options = serde_json::json!({"multiline": {"start": r"^\[", "timeout": "3s"}});
