@@ -3,6 +3,8 @@ CARGO ?= cargo
 DENY := target/tools/bin/cargo-deny
 # Property tests: the same cases each time, for chance is no judge of a change. `make soak` leaves it to chance.
 SEED := PROPTEST_RNG_SEED=$${PROPTEST_RNG_SEED:-7}
+# Where failpoints are used: the other tests have nothing new to say in a build with them, and would fill a small disk.
+FALLS := --lib --test failpoints --test data_path_falls --test file_input_falls --test outputs_failpoints
 
 .DEFAULT_GOAL := help
 .PHONY: help setup build release check test demo bench bench-files bench-parts rotation-matrix soak plugins-page doc clean
@@ -28,10 +30,10 @@ check: ## Form, clippy (also with failpoints), licenses and bans of dependencies
 	$(CARGO) clippy --locked --all-targets --features failpoints -- -D warnings
 	$(DENY) --log-level error --all-features --locked check bans licenses sources
 
-test: ## All tests, then all again with failpoints (one at a time: a failpoint counts for the whole process)
+test: ## All tests, then those that make things fall (one at a time: a failpoint counts for the whole process)
 	@scripts/setup.sh build
 	$(SEED) $(CARGO) test --locked
-	$(SEED) $(CARGO) test --locked --features failpoints -- --test-threads=1
+	$(SEED) $(CARGO) test --locked --features failpoints $(FALLS) -- --test-threads=1
 
 demo: ## The agent on this machine's own logs, for a few seconds
 	@scripts/demo.sh
