@@ -38,7 +38,7 @@ fn files() {
     let _scenario = fail::FailScenario::setup();
     let mut rig = Rig::new(json!({}));
     for id in ["a", "b", "c"] {
-        rig.append(&format!("{id}.log"), &lines(id, 1..=50_000));
+        rig.append(&format!("{id}.log"), lines(id, 1..=50_000));
     }
     fall_each_third_time("file-read");
     let falls = rig.run_through_falls(Duration::from_secs(1));

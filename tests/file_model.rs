@@ -10,7 +10,7 @@ mod kit {
 use std::{fs, os::unix::fs::symlink, time::Duration};
 
 use kit::files::{Rig, lines};
-use proptest::prelude::*;
+use proptest::{prelude::*, test_runner::RngSeed};
 use serde_json::json;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -93,7 +93,7 @@ impl Model {
     }
     fn append(&mut self, count: usize) {
         self.rig
-            .append("a.log", &lines(&self.id(), self.seq + 1..=self.seq + count));
+            .append("a.log", lines(&self.id(), self.seq + 1..=self.seq + count));
         self.seq += count;
     }
     /// The present file is complete.
@@ -149,9 +149,13 @@ impl Model {
                 self.next();
                 self.rig.run(SECOND);
             }
-            Pack => {
+            // Looked at before and behind: a packed file that has got the inode of another one that is gone since the last look is read
+            // again (docs/operating.md).
+            Pack if self.rig.settling => {
                 if let Some(name) = self.plain.pop() {
+                    self.rig.run(SECOND);
                     self.rig.pack(&name);
+                    self.rig.run(SECOND);
                 }
             }
             Away if self.away.is_none() && self.rig.settling => {
@@ -190,8 +194,23 @@ impl Model {
     }
 }
 
+/// The same cases each time, but for whoever asks for more (`make soak`): chance is no judge of a change.
+fn config() -> ProptestConfig {
+    let asked = ProptestConfig {
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    };
+    match std::env::var_os("PROPTEST_CASES") {
+        Some(_) => asked,
+        None => ProptestConfig {
+            cases: 60,
+            rng_seed: RngSeed::Fixed(7),
+            ..asked
+        },
+    }
+}
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(60) })]
+    #![proptest_config(config())]
     #[test]
     fn as_the_model_says(steps in proptest::collection::vec((step(), any::<bool>()), 1..40)) {
         let mut model = Model::new();

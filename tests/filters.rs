@@ -209,12 +209,12 @@ fn a_chain_accounts_for_every_event() {
     let place = Place::default();
     let mut text = String::new();
     for n in 0..3_000 {
-        let level = ["info", "error", "debug", "warn"][n % 4];
+        let level = ["info", "error", "debug", "warn"][n / 3 % 4];
         text += &match n % 10 {
             0 => String::new(),
             1 => "GET /health 200\n".to_owned(),
-            2 => format!("level={level} user=u{} card=4111111111111111\n", n % 50),
-            _ => format!("{{\"level\":\"{level}\",\"user\":\"u{}\",\"n\":{n}}}\n", n % 50),
+            2 | 5 => format!("level={level} user=u{} card=4111111111111111\n", n % 250),
+            _ => format!("{{\"level\":\"{level}\",\"user\":\"u{}\",\"n\":{n}}}\n", n % 250),
         };
         if n % 10 == 0 {
             text.push('\n');
@@ -226,9 +226,9 @@ fn a_chain_accounts_for_every_event() {
         { plugin = "logfmt" },
         { plugin = "json", keep = { level = ["error", "warn"] }, on_error = "drop" },
         { plugin = "redact", presets = ["card"] },
-        { plugin = "dedupe", key = "user", window = 20 },
+        { plugin = "dedupe", key = "user", window = 300 },
         { plugin = "sample", every = 2 },
-        { plugin = "throttle", events = 4, per = "365d" },
+        { plugin = "throttle", events = 20, per = "365d" },
     ]"#;
     place.write("in/app.log", &text);
     let settings = place.configure(r#"{ plugin = "logr", path = "{0}/out/a.log", encode = "json" }"#, "");

@@ -48,7 +48,7 @@ fn rotate(rotation: Rotation, agent: Agent, other_version: bool) -> Row {
     let mut rig = Rig::new(json!({ "paths": [paths], "read_compressed": true }));
     rig.other_version = other_version;
     let (old, new) = if links { ("old", "new") } else { ("app.log", "app.log") };
-    rig.append(old, &lines("old", 1..=FIRST));
+    rig.append(old, lines("old", 1..=FIRST));
     if links {
         symlink(rig.path(old), rig.path("current.log")).unwrap();
     }
@@ -60,7 +60,7 @@ fn rotate(rotation: Rotation, agent: Agent, other_version: bool) -> Row {
         }
         Lagging => rig.read_once(1), // one chunk of several
     }
-    rig.append(old, &lines("old", FIRST + 1..=FIRST + MORE));
+    rig.append(old, lines("old", FIRST + 1..=FIRST + MORE));
     match rotation {
         Rename | Compress => fs::rename(rig.path("app.log"), rig.path("app.log.1")).unwrap(),
         Copytruncate => {
@@ -73,7 +73,7 @@ fn rotate(rotation: Rotation, agent: Agent, other_version: bool) -> Row {
             fs::rename(rig.path("next"), rig.path("current.log")).unwrap();
         }
     }
-    rig.append(new, &lines("new", 1..=NEW));
+    rig.append(new, lines("new", 1..=NEW));
     if rotation == Compress {
         rig.pack("app.log.1");
     }

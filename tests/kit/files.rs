@@ -1,5 +1,9 @@
 //! A file input with everything around it: a directory, a journal, a clock that a test moves, outputs that settle at once or not at
 //! all, and a judge.
+#![allow(
+    clippy::disallowed_methods,
+    reason = "real files, with the times that the system gives them"
+)]
 use std::{
     collections::{BTreeMap, HashMap},
     fs,
