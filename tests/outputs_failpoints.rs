@@ -133,7 +133,8 @@ fn every_step_may_fall() {
             .chunks(500)
             .map(|some| write_through_falls(&mut *out, some))
             .sum::<usize>();
-        assert_eq!(falls, 3, "{encode}");
+        // How many writes there are is the kernel's to say.
+        assert!((1..=3).contains(&falls), "{encode}: {falls}");
         out.close().unwrap();
         let got = String::from_utf8(peer.join().unwrap()).unwrap();
         match encode {
