@@ -160,7 +160,9 @@ impl Lock {
         Self::take_as(path, 0o644, &format!("{}\n", std::process::id()))
     }
 
+    #[expect(clippy::disallowed_methods, reason = "at a start, before anything else lives")]
     fn take_as(path: &Path, mode: u32, name: &str) -> Result<Self, LockError> {
+        let until = Instant::now() + DYING_TAKES;
         loop {
             let mut file = OpenOptions::new()
                 .read(true)
@@ -172,10 +174,15 @@ impl Lock {
                 .custom_flags(nix::libc::O_NOFOLLOW)
                 .open(path)?;
             if let Err(errno) = fcntl(&file, FcntlArg::F_OFD_SETLK(&whole_file())) {
-                return Err(match errno {
-                    nix::errno::Errno::EAGAIN | nix::errno::Errno::EACCES => LockError::Held(read_holder(&mut file)?),
-                    other => LockError::Io(other.into()),
-                });
+                let holder = match errno {
+                    nix::errno::Errno::EAGAIN | nix::errno::Errno::EACCES => read_holder(&mut file)?,
+                    other => return Err(LockError::Io(other.into())),
+                };
+                if holder.is_some_and(process::is_dying) && Instant::now() < until {
+                    std::thread::sleep(LOOK_AGAIN);
+                    continue;
+                }
+                return Err(LockError::Held(holder));
             }
             // Its last holder may have removed it between our open and our lock: then we hold a file that nobody else will find.
             let (ours, there) = (file.metadata()?, std::fs::metadata(path));
@@ -205,8 +212,22 @@ impl Lock {
     }
 }
 
+/// A process that was killed is dead to whoever looks, and holds its locks until its last thread has ended: that is waited for.
+const DYING_TAKES: Duration = Duration::from_secs(5);
+const LOOK_AGAIN: Duration = Duration::from_millis(2);
+
 /// Who holds the lock on this file at present; none if nobody does, whatever the file says. Takes nothing.
+#[expect(clippy::disallowed_methods, reason = "in a command, never on an arbiter")]
 pub fn holder(path: &Path) -> io::Result<Option<Holder>> {
+    let until = Instant::now() + DYING_TAKES;
+    loop {
+        match holder_now(path)? {
+            Some(holder) if process::is_dying(holder) && Instant::now() < until => std::thread::sleep(LOOK_AGAIN),
+            other => return Ok(other),
+        }
+    }
+}
+fn holder_now(path: &Path) -> io::Result<Option<Holder>> {
     let mut file = match File::open(path) {
         Ok(file) => file,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),

@@ -89,6 +89,19 @@ pub(super) fn start_ticks(pid: i32) -> Option<u64> {
     stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
 }
 
+/// Its first thread has ended (a zombie), so the others are ending, too. What it holds, a lock too, is let go of only when the last of
+/// them has.
+pub(super) fn is_dying(holder: super::Holder) -> bool {
+    let state = || {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", holder.pid)).ok()?;
+        stat.rsplit_once(')')?.1.trim_start().chars().next()
+    };
+    let is_the_one = holder
+        .started
+        .is_none_or(|started| start_ticks(holder.pid) == Some(started));
+    is_the_one && state() == Some('Z')
+}
+
 /// Another process, held so that a signal never reaches a stranger who got its pid later.
 pub struct Process {
     pid: i32,
