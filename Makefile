@@ -3,6 +3,8 @@ CARGO ?= cargo
 DENY := target/tools/bin/cargo-deny
 # Property tests: the same cases each time, for chance is no judge of a change. `make soak` leaves it to chance.
 SEED := PROPTEST_RNG_SEED=$${PROPTEST_RNG_SEED:-7}
+# Where failpoints are used: the other tests have nothing new to say in a build with them, and would fill a small disk.
+FALLS := --lib --test failpoints --test data_path_falls --test file_input_falls --test outputs_failpoints
 
 N ?= 2000
 STAND ?= 60
@@ -31,11 +33,11 @@ check: ## Form, clippy (also with failpoints), licenses and bans of dependencies
 	$(CARGO) clippy --locked --all-targets --features failpoints -- -D warnings
 	$(DENY) --log-level error --all-features --locked check bans licenses sources
 
-test: ## All tests, then all again with failpoints (one at a time: a failpoint counts for the whole process)
+test: ## All tests, then those that make things fall (one at a time: a failpoint counts for the whole process)
 	@scripts/setup.sh build
 	@scripts/setup.sh etcd
 	$(SEED) $(CARGO) test --locked
-	$(SEED) $(CARGO) test --locked --features failpoints -- --test-threads=1
+	$(SEED) $(CARGO) test --locked --features failpoints $(FALLS) -- --test-threads=1
 
 test-etcd: ## The tests about etcd on another one: ETCD=/path/to/etcd; without, on 3.7, built with Go into target/servers
 	@scripts/setup.sh build
