@@ -132,7 +132,7 @@ class Bench:
     def once(self, output, options=None):
         inline = json.dumps({"output": {output: options}}) if options else "{}"
         return (
-            f"{self.agent} --once -http-address=off --data-dir {self.dir}/data -input=file:v1 -filepath {self.log} "
+            f"{self.agent} --once -http-address=off --data-dir {self.dir}/data -input=file:v2 -filepath {self.log} "
             f"-filter=valid -output={output} -f '{inline}'")
 
     def throughput(self):
@@ -217,7 +217,7 @@ class Bench:
         with open(config, "w") as file:
             file.write(
                 f'[agent]\ndata_dir = "{self.dir}/data"\n[http]\naddress = "127.0.0.1:0"\n[[pipeline]]\nname = "bench"\n'
-                f'input = {{ plugin = "file:v1", paths = ["{self.dir}/in/*.log"] }}\nfilters = [{{ plugin = "valid" }}]\n'
+                f'input = {{ plugin = "file:v2", paths = ["{self.dir}/in/*.log"] }}\nfilters = [{{ plugin = "valid" }}]\n'
                 f'outputs = [{{ plugin = "logr", path = "{out}", max_size = "100GiB" }}]\n')
         os.makedirs(f"{self.dir}/in")
         starts = []

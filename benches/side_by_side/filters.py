@@ -10,7 +10,7 @@ import statistics
 def once(bench, source, chain, out, options):
     inline = json.dumps({"filter": options, "output": {"logr": {"path": out, "max_size": "100GiB"}}})
     return (
-        f"{bench.agent} --once -http-address=off --data-dir {bench.dir}/data -input=file:v1 -filepath {source} "
+        f"{bench.agent} --once -http-address=off --data-dir {bench.dir}/data -input=file:v2 -filepath {source} "
         f"-filter={chain} -output=logr -f '{inline}'")
 
 

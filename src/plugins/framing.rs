@@ -206,6 +206,13 @@ impl Rules {
             .find(|at| !continues(at))
             .unwrap_or(most)
     }
+    /// What patterns of `multiline` see of a line: what `on_long_line = "cut"` would leave of it.
+    pub fn judged<'a>(&self, line: &'a [u8]) -> &'a [u8] {
+        match line.len() > self.max_line {
+            true => &line[..self.cut_at(line)],
+            false => line,
+        }
+    }
 }
 
 pub fn leading_nuls(line: &[u8]) -> usize {

@@ -402,12 +402,13 @@ impl Framer {
         let Some(multiline) = &plan.multiline else {
             return self.finish(plan, &line);
         };
+        let judged = plan.rules.judged(line.text);
         let stream = line.stream;
         let open = &mut self.streams[stream as usize];
         let next = open
             .record
             .as_ref()
-            .and_then(|record| multiline.next(record.state, line.text));
+            .and_then(|record| multiline.next(record.state, judged));
         match (next, &mut open.record) {
             (Some(state), Some(record)) => {
                 record.add(b"\n", false, &plan.rules);
@@ -422,7 +423,7 @@ impl Framer {
         let open = &self.streams[stream as usize];
         let splits =
             |record: &Joint| plan.rules.on_long_line == OnLongLine::Split && record.text.len() > plan.rules.max_line;
-        if multiline.ends_with(line.text) || open.record.as_ref().is_some_and(splits) {
+        if multiline.ends_with(judged) || open.record.as_ref().is_some_and(splits) {
             self.close_record(plan, stream);
         }
     }
@@ -433,7 +434,7 @@ impl Framer {
             span: line.span,
             text,
             over: false,
-            state: multiline.begin(line.text),
+            state: multiline.begin(plan.rules.judged(line.text)),
             time: line.time.to_owned(),
         };
         record.add(line.text, line.over, &plan.rules);

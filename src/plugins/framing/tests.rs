@@ -78,16 +78,17 @@ fn add(plan: &Plan, open: &mut Option<(usize, Vec<u8>, u8)>, (begun, line): Reco
     let Some(multiline) = &plan.multiline else {
         return records.push((begun, line));
     };
-    let ends = multiline.ends_with(&line);
+    let judged = line[..plan.rules.judged(&line).len()].to_vec();
+    let ends = multiline.ends_with(&judged);
     *open = match open.take() {
-        Some((first, text, state)) => match multiline.next(state, &line) {
+        Some((first, text, state)) => match multiline.next(state, &judged) {
             Some(state) => Some((first, [text, line].join(&b'\n'), state)),
             None => {
                 records.push((first, text));
-                Some((begun, line.clone(), multiline.begin(&line)))
+                Some((begun, line.clone(), multiline.begin(&judged)))
             }
         },
-        None => Some((begun, line.clone(), multiline.begin(&line))),
+        None => Some((begun, line.clone(), multiline.begin(&judged))),
     };
     if ends {
         records.extend(open.take().map(|(begun, text, _)| (begun, text)));
@@ -148,8 +149,9 @@ pub fn cases() -> impl Strategy<Value = (Value, Vec<u8>)> {
         Just(json!({"framing": {"delimiter": "語x語"}})),
         Just(json!({"multiline": {"start": r"^\["}})),
         Just(json!({"multiline": {"continue": "^ "}, "framing": "crlf"})),
-        Just(json!({"multiline": {"end": ";$"}, "max_line": 500})),
-        Just(json!({"multiline": "java", "max_line": 500})), // a line is judged by its first `max_line` bytes
+        Just(json!({"multiline": {"end": ";$"}})),
+        Just(json!({"multiline": "java"})),
+        Just(json!({"multiline": "java", "max_line": 500})),
         Just(json!({"framing": "cri"})),
         Just(json!({"framing": "docker"})),
         Just(json!({"framing": "cri", "multiline": {"start": r"^\["}})),
@@ -212,10 +214,16 @@ fn source(options: &Value, lines: &[(String, u8)], marked: bool) -> Vec<u8> {
 
 /// Feeds a source that grows by these pieces, through windows of these sizes; true: forgets what it knows and goes on from the place.
 fn drive(plan: &Arc<Plan>, source: &[u8], cuts: &[(usize, usize, bool)]) -> Vec<(u64, Vec<u8>)> {
+    drive_counting(plan, source, cuts).0
+}
+/// And how many NULs were skipped.
+fn drive_counting(plan: &Arc<Plan>, source: &[u8], cuts: &[(usize, usize, bool)]) -> (Vec<(u64, Vec<u8>)>, u64) {
     let (mut framer, mut told, mut events, mut there) = (None::<Framer>, 0, vec![], 0usize);
+    let mut nuls = 0;
     let mut take = |framer: &mut Framer, told: &mut u64| {
-        if let Some((read, _, safe)) = framer.ready(*told) {
+        if let Some((read, counts, safe)) = framer.ready(*told) {
             assert!(safe > *told && safe <= framer.at());
+            nuls += counts.nul_bytes;
             events.extend(
                 read.with_offsets()
                     .map(|(at, event)| (*told + u64::from(at), event.to_vec())),
@@ -264,7 +272,7 @@ fn drive(plan: &Arc<Plan>, source: &[u8], cuts: &[(usize, usize, bool)]) -> Vec<
         .of(source, false)
         .is_some_and(|(_, mark)| mark == source.len());
     assert!(told == source.len() as u64 || only_mark);
-    events
+    (events, nuls)
 }
 fn cuts() -> impl Strategy<Value = Vec<(usize, usize, bool)>> {
     proptest::collection::vec((0usize..60, 1usize..80, any::<bool>()), 0..20)
@@ -286,13 +294,20 @@ proptest! {
     fn split_loses_nothing((mut options, source) in cases(), cuts in cuts()) {
         options["on_long_line"] = "split".into();
         let plan = framing(&options).plan.unwrap();
-        let pieces = drive(&plan, &source, &cuts);
-        prop_assert_eq!(&pieces, &drive(&plan, &source, &[]));
+        let (pieces, nuls) = drive_counting(&plan, &source, &[]);
+        prop_assert_eq!(&drive(&plan, &source, &cuts), &pieces);
         prop_assert!(pieces.iter().all(|(_, piece)| piece.len() <= plan.rules.max_line));
-        // Joined they are the records; a cut record has lost the line feed where it was begun anew.
+        // Joined they are the records; a cut record has lost the line feed where it was begun anew, and NULs where a piece begins count as a
+        // hole, like those where a line begins.
         options["max_line"] = 100_000.into();
-        let whole = reference(&framing(&options).plan.unwrap(), &source).concat();
-        let text = |bytes: Vec<u8>| bytes.into_iter().filter(|byte| *byte != b'\n').collect::<Vec<_>>();
+        let whole_plan = framing(&options).plan.unwrap();
+        let (whole, whole_nuls) = (reference(&whole_plan, &source).concat(), drive_counting(&whole_plan, &source, &[]).1);
+        let kept_nuls = |bytes: &[u8]| bytes.iter().filter(|byte| **byte == 0).count();
+        let pieces_nuls = pieces.iter().map(|(_, piece)| kept_nuls(piece)).sum::<usize>();
+        if plan.encoding.of(&source, false).unwrap().0 == encoding::Text::AsIs {
+            prop_assert_eq!(pieces_nuls as u64 + nuls, kept_nuls(&whole) as u64 + whole_nuls);
+        }
+        let text = |bytes: Vec<u8>| bytes.into_iter().filter(|byte| *byte != b'\n' && *byte != 0).collect::<Vec<_>>();
         let mut joined = text(pieces.into_iter().flat_map(|(_, piece)| piece).collect());
         let mut whole = text(whole);
         if plan.kind != Kind::Lines {
