@@ -43,7 +43,7 @@ test-etcd: ## The tests about etcd on another one: ETCD=/path/to/etcd; without, 
 	@scripts/setup.sh build
 	@scripts/setup.sh etcd
 	etcd='$(ETCD)' && { test -n "$$etcd" || etcd=$$(scripts/etcd-new.sh); } && \
-		ETCD="$$etcd" $(CARGO) test --locked --test store --test etcd --test etcd_agent
+		ETCD="$$etcd" $(CARGO) test --locked --test etcd
 
 demo: ## The agent on this machine's own logs, for a few seconds
 	@scripts/demo.sh

@@ -342,10 +342,11 @@ impl Masks {
         let today = u32::from(from.day() as u8);
         let first = self.time_from(0, 0, 0)?;
         let (mut year, mut month, mut least) = (from.year(), from.month(), today);
-        if self.month & 1 << month != 0 && self.days(year, month) & 1 << today != 0 {
-            if let Some(time) = self.time_from(from.hour(), from.minute(), from.second()) {
-                return at(from.date(), time);
-            }
+        if self.month & 1 << month != 0
+            && self.days(year, month) & 1 << today != 0
+            && let Some(time) = self.time_from(from.hour(), from.minute(), from.second())
+        {
+            return at(from.date(), time);
         }
         least += 1;
         while year <= last_year {
@@ -389,10 +390,10 @@ impl Masks {
         let (first_minute, first_second) = (least(self.minute, 0)?, least(self.second, 0)?);
         let hours = u64::from(self.hour);
         if hours & 1 << hour != 0 {
-            if self.minute & 1 << minute != 0 {
-                if let Some(second) = least(self.second, second) {
-                    return Some((hour, minute, second));
-                }
+            if self.minute & 1 << minute != 0
+                && let Some(second) = least(self.second, second)
+            {
+                return Some((hour, minute, second));
             }
             if let Some(minute) = least(self.minute, minute + 1) {
                 return Some((hour, minute, first_second));

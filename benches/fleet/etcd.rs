@@ -9,7 +9,7 @@ use std::{
 use luffly_agent::store::etcd::{EtcdStore, Options, Tls, User};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 
-use super::servers::Etcd;
+use super::kit::servers::Etcd;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Auth {

@@ -1,15 +1,11 @@
 //! `make fleet N=2000`: what N agents cost one real etcd, and how fast they are with it. All of them live in this process, each with a
 //! connection of its own and the real actors; etcd is a process of its own, on loopback, and ended by its pid. Beside each fleet stand
 //! as many bare clients with the same connection, lease and watchers: what nobody could do without.
-#[path = "../../tests/kit/agent.rs"]
-#[allow(dead_code, reason = "a kit for many tests")]
-mod agent;
 mod bare;
 mod etcd;
+#[path = "../../tests/kit/mod.rs"]
+mod kit;
 mod member;
-#[path = "../../tests/kit/servers.rs"]
-#[allow(dead_code, reason = "a kit for many tests")]
-mod servers;
 
 use std::{
     sync::Arc,
@@ -60,10 +56,7 @@ fn args() -> Args {
             }
             "--stand" => args.stand = number().map_or(args.stand, |n| Duration::from_secs(n.min(3600))),
             "--passwords" => args.passwords = number().map_or(args.passwords, |n| n.min(5000) as usize),
-            other => {
-                eprintln!("fleet: found `{other}`, accepted: --agents N[,N…] --stand SECONDS --passwords N");
-                std::process::exit(64);
-            }
+            other => panic!("found `{other}`, accepted: --agents N[,N…] --stand SECONDS --passwords N"),
         }
     }
     args

@@ -27,13 +27,16 @@ use luffly_agent::{
         lease::{ObserveLease, ObserveWatcher, Standing},
     },
     metrics::{Metrics, SharedMetrics},
-    model::{Host, JobKey, RunId, job::Limits},
+    model::{Host, JobKey, RunId, SharedSign, Sign, job::Limits},
     store::{Op, SharedStore, Store as _, Transaction, etcd::EtcdStore},
 };
 
 use tokio::sync::{oneshot, watch};
 
 use super::etcd::Server;
+
+/// How long a lease lives.
+const TTL: Duration = Duration::from_secs(30);
 
 /// When each runner heard of the job that was put last.
 #[derive(Default)]
@@ -93,7 +96,7 @@ impl Launcher for Nothing {
     }
 }
 /// Its history is in memory: thousands of them have one disk here, and one each in life.
-fn runner(metrics: &SharedMetrics, log: &slog::Logger) -> CronRunnerParts {
+fn runner(metrics: &SharedMetrics, sign: &SharedSign, log: &slog::Logger) -> CronRunnerParts {
     let database = redb::Database::builder().create_with_backend(redb::backends::InMemoryBackend::new());
     let history = History::open(Arc::new(database.expect("memory is there")), Bounds::default());
     CronRunnerParts {
@@ -110,6 +113,7 @@ fn runner(metrics: &SharedMetrics, log: &slog::Logger) -> CronRunnerParts {
         start_grace: Duration::from_secs(60),
         drain: Duration::from_secs(20),
         pulse: Pulse::new("runner", metrics.restarts.clone()),
+        sign: sign.clone(),
         clock: clock::system(),
         log: log.clone(),
     }
@@ -151,7 +155,8 @@ fn raise(n: usize, store: SharedStore, arrivals: Arc<Arrivals>) -> Member {
     let log = slog::Logger::root(slog::Discard, slog::o!());
     let (stopping, clock) = (Stopping::default(), clock::system());
     let pulse = |name: &str| Pulse::new(name, metrics.restarts.clone());
-    let parts = runner(&metrics, &log);
+    let sign = Sign::new(TTL);
+    let parts = runner(&metrics, &sign, &log);
     let (runner, _) = supervise(
         Restarts::CONTROL,
         stopping.clone(),
@@ -203,7 +208,7 @@ fn raise(n: usize, store: SharedStore, arrivals: Arc<Arrivals>) -> Member {
             },
             started: clock.wall(),
             http: None,
-            ttl: Duration::from_secs(30),
+            ttl: TTL,
             renew_every: Duration::from_secs(10),
             look: Arc::new(move || Ok(ip)),
             clock,
@@ -211,6 +216,7 @@ fn raise(n: usize, store: SharedStore, arrivals: Arc<Arrivals>) -> Member {
         hold_when_away: false,
         watcher: Some(watcher.clone().recipient()),
         runner: Some(runner.recipient()),
+        sign,
         log: log.clone(),
     };
     let (keeper, _) = supervise(Restarts::CONTROL, stopping, pulse("lease"), log, |_, _| {

@@ -1,11 +1,7 @@
 //! `make bench-jobs`: how fast jobs are. 100,000 of them: loading, memory, and the lag of 200 firings a second among them. From a put in a
 //! real etcd to a process that lives, beside `etcdctl watch` seeing the same put. (`next` alone: benches/schedule.rs.)
-#[path = "../../tests/kit/agent.rs"]
-#[allow(dead_code, reason = "a kit for many tests")]
-mod agent;
-#[path = "../../tests/kit/servers.rs"]
-#[allow(dead_code, reason = "a kit for many tests")]
-mod servers;
+#[path = "../../tests/kit/mod.rs"]
+mod kit;
 
 use std::{
     collections::HashMap,
@@ -215,7 +211,7 @@ async fn many() {
 
 // ---- from etcd to a process
 async fn from_put_to_process() {
-    let etcd = servers::Etcd::start();
+    let etcd = kit::servers::Etcd::start();
     let dir = tempfile::tempdir().expect("a temporary directory");
     let times = Times::default();
     let launcher = Timed {
@@ -361,7 +357,7 @@ async fn put(store: &SharedStore, key: String, value: String) {
         .await
         .expect("etcd takes it");
 }
-fn etcdctl(etcd: &servers::Etcd, args: &[&str]) -> std::process::Child {
+fn etcdctl(etcd: &kit::servers::Etcd, args: &[&str]) -> std::process::Child {
     let brought = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("target/servers/etcd/usr/bin/etcdctl");
     let program = if brought.exists() { brought } else { "etcdctl".into() };
     Command::new(program)

@@ -210,10 +210,10 @@ async fn run(
         os::forget_child(pid);
         return Outcome { end, unkillable };
     }
-    if let End::Exited(exit) = &mut end {
-        if let Ok(Some(now)) = os::peek_exit(pid) {
-            *exit = now;
-        }
+    if let End::Exited(exit) = &mut end
+        && let Ok(Some(now)) = os::peek_exit(pid)
+    {
+        *exit = now;
     }
     bury(tree).await;
     Outcome { end, unkillable }

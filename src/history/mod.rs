@@ -250,13 +250,12 @@ impl<'t> Tables<'t> {
         Ok(())
     }
     fn remove(&mut self, id: u128) -> Done<()> {
-        let gone = match self.runs.remove(id)? {
-            Some(value) => Some((
+        let gone = self.runs.remove(id)?.map(|value| {
+            (
                 value.value().len(),
                 stored::read_record(RunId::of_u128(id), value.value()),
-            )),
-            None => None,
-        };
+            )
+        });
         if let Some((length, record)) = gone {
             self.bytes = self.bytes.saturating_sub(length as u64);
             if let Some(record) = record {

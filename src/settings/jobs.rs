@@ -202,7 +202,7 @@ fn allowed(node: &Node, executors: &Executors) -> Result<Vec<Allowed>, String> {
             .iter()
             .find(|(name, _)| !["executor", "argv"].contains(&name.as_str()))
         {
-            return Err(unknown("key", name, ["executor", "argv"].into_iter()));
+            return Err(unknown("key", name, ["executor", "argv"]));
         }
         let (Some(executor), Some(argv)) = (node.get("executor"), node.get("argv")) else {
             return Err(refused("found one without executor or argv".into()));

@@ -235,7 +235,7 @@ async fn children_may_be_left_on_purpose() {
     let run_id = order.run_id.clone();
     let ran = ran(order).await;
     assert_eq!(ran.outcome.end, End::Exited(Exit::Code(0)));
-    let left = tree::survivors(&[run_id.clone()]);
+    let left = tree::survivors(std::slice::from_ref(&run_id));
     assert!(!left.is_empty() && ran.output.contains("here\n"));
     // It wrote to the pipe meanwhile, and lives.
     let tree = Arc::new(RunTree::left(&run_id));

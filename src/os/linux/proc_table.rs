@@ -155,6 +155,7 @@ mod tests {
     use super::*;
 
     #[test]
+    #[expect(clippy::zombie_processes, reason = "`reap` is what is tested")]
     fn a_child_is_seen_in_the_table() {
         let mut child = Command::new("sleep")
             .arg("60")

@@ -1,10 +1,4 @@
 //! The store: one suite of what etcd does, which all three faces pass; then what only a real etcd can do to us.
-#[path = "kit/agent.rs"]
-#[allow(dead_code, reason = "a kit for many tests")]
-mod agent;
-#[path = "kit/servers.rs"]
-#[allow(dead_code, reason = "a kit for many tests")]
-mod servers;
 
 use std::{sync::Arc, time::Duration};
 
@@ -16,7 +10,7 @@ use luffly_agent::store::{
     memory::MemoryStore,
 };
 
-use servers::Etcd;
+use crate::kit::servers::Etcd;
 
 /// A face under test, and how it is made to forget.
 struct Face<'a> {

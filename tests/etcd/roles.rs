@@ -1,14 +1,9 @@
 //! What `agent etcd-roles` prints, typed into a real etcd with authentication: enough for every key of an agent, and no more.
-#[path = "kit/agent.rs"]
-#[allow(dead_code, reason = "a kit for many tests")]
-mod agent;
-#[path = "kit/servers.rs"]
-#[allow(dead_code, reason = "a kit for many tests")]
-mod servers;
 
 use std::{process::Command, sync::Arc, time::Duration};
 
-use agent::finish;
+use crate::kit::agent::finish;
+use crate::kit::servers::Etcd;
 use luffly_agent::{
     actors::cron::registration::{Parts, Registration},
     clock,
@@ -19,7 +14,6 @@ use luffly_agent::{
         etcd::{EtcdStore, Options, User},
     },
 };
-use servers::Etcd;
 
 fn printed(args: &[&str]) -> Vec<String> {
     let mut command = Command::new(env!("CARGO_BIN_EXE_agent"));
@@ -195,7 +189,7 @@ async fn enough_for_every_key_of_an_agent_and_no_more() {
         };
         assert_eq!(may_write(&operator, &below, None).await, writes, "write {below}");
     }
-    assert_eq!(store.get("/agent/nodes/10.0.0.1").await.unwrap().is_some(), true);
+    assert!(store.get("/agent/nodes/10.0.0.1").await.unwrap().is_some());
 }
 
 #[test]

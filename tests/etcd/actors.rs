@@ -1,13 +1,4 @@
 //! Bad days of etcd, as LeaseKeeper and JobWatcher live them, on a real one.
-#[path = "kit/agent.rs"]
-#[allow(dead_code, reason = "a kit for many tests")]
-mod agent;
-#[path = "kit/seat.rs"]
-#[allow(dead_code, reason = "a kit for many tests")]
-mod seat;
-#[path = "kit/servers.rs"]
-#[allow(dead_code, reason = "a kit for many tests")]
-mod servers;
 
 use std::time::Duration;
 
@@ -19,9 +10,9 @@ use luffly_agent::{
     },
 };
 
-use agent::until;
-use seat::{Cable, Seat, Setup};
-use servers::Etcd;
+use crate::kit::agent::until;
+use crate::kit::seat::{Cable, Seat, Setup};
+use crate::kit::servers::Etcd;
 
 const JOBS: &str = "/cron/jobs/10.0.0.1";
 fn job(task: &str) -> String {

@@ -1,17 +1,11 @@
 //! The real agent beside a real etcd: the whole way that README shows, and an agent that was frozen.
-#[path = "kit/agent.rs"]
-#[allow(dead_code, reason = "a kit for many tests")]
-mod agent;
-#[path = "kit/servers.rs"]
-#[allow(dead_code, reason = "a kit for many tests")]
-mod servers;
 
 use std::process::Stdio;
 
 use luffly_agent::store::keys::{self, Answer, Health, Record};
 
-use agent::{Place, until};
-use servers::Etcd;
+use crate::kit::agent::{Place, signal, until};
+use crate::kit::servers::Etcd;
 
 fn job(task: &str) -> String {
     format!("/cron/jobs/10.0.0.1/{task}")
@@ -110,7 +104,7 @@ fn an_agent_that_was_frozen_finds_its_address_taken_and_starts_nothing() {
     let one = first.start(&configured(&first, &etcd), Stdio::null());
     until("the first runs it", || lines(&out) >= 1);
     let holder = health(&etcd).unwrap().instance;
-    agent::signal(&one.0, nix::sys::signal::Signal::SIGSTOP);
+    signal(&one.0, nix::sys::signal::Signal::SIGSTOP);
     let two = second.start(&configured(&second, &etcd), Stdio::null());
     etcd.until("the second has taken over", |etcd| {
         health(etcd).is_some_and(|health| health.instance != holder)
@@ -123,7 +117,7 @@ fn an_agent_that_was_frozen_finds_its_address_taken_and_starts_nothing() {
             .count()
     };
     let before = by_first();
-    agent::signal(&one.0, nix::sys::signal::Signal::SIGCONT);
+    signal(&one.0, nix::sys::signal::Signal::SIGCONT);
     until("the first knows", || {
         first.get("/health").1.contains("runs no jobs") || first.get("/health").1.contains("is held by")
     });
