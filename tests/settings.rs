@@ -481,13 +481,13 @@ input = { plugin = 'null' }
             "agent.toml:34: pipeline[0].outputs[3].plugin: missing, required",
             "agent.toml:35: pipeline[0].outputs[4]: found 5, accepted: a table as in { plugin = \"name\" }, or a plugin's name",
             "agent.toml:37: pipeline[1].name: missing, required",
-            "agent.toml:38: pipeline[1].input: unknown input plugin `nill`, accepted: file, stdin",
+            "agent.toml:38: pipeline[1].input: unknown input plugin `nill`, accepted: cron, file, stdin",
             "agent.toml:39: pipeline[1].filters: found \"valid\", accepted: a list as in [{ plugin = \"name\" }]",
             "agent.toml:40: pipeline[1].outputs[0]: unknown output plugin `stdut`, accepted: logr, null, stdout, tcp; did you mean `stdout`?",
             "agent.toml:40: pipeline[1].outputs[1]: unknown output plugin `null:v9`, accepted: null:v1",
             "agent.toml:40: pipeline[1].outputs[2]: found `NULL`, accepted is a plugin as `name` or `name:tag`, for example `file:v1`",
             "agent.toml:41: pipeline[2].outputs: missing, required: at least one, as in [{ plugin = \"stdout\" }]",
-            "agent.toml:43: pipeline[2].input: unknown input plugin `null`, accepted: file, stdin",
+            "agent.toml:43: pipeline[2].input: unknown input plugin `null`, accepted: cron, file, stdin",
         ],
     );
 }
@@ -684,7 +684,7 @@ fn half_a_pipeline() {
     );
     case().typed(&["-input=fiel", "-output=null"]).says(
         64,
-        &["-input: input.fiel: unknown input plugin `fiel`, accepted: file, stdin; did you mean `file`?"],
+        &["-input: input.fiel: unknown input plugin `fiel`, accepted: cron, file, stdin; did you mean `file`?"],
     );
 }
 
@@ -745,6 +745,11 @@ fn shipped(name: &str) -> PathBuf {
 #[test]
 fn agent_toml_shows_every_key_with_its_default() {
     let manual = std::fs::read_to_string(shipped("agent.toml")).unwrap();
+    // The secrets that its examples have read from files.
+    let secrets = tempfile::tempdir().unwrap();
+    std::fs::write(secrets.path().join("etcd.password"), "secret\n").unwrap();
+    std::fs::write(secrets.path().join("ding.url"), "https://example.org/hook\n").unwrap();
+    let manual = manual.replace("/etc/luffly/", &format!("{}/", secrets.path().display()));
     let uncommented = |examples: bool| {
         let mut text = String::new();
         for line in manual.lines() {
@@ -803,9 +808,13 @@ fn agent_toml_shows_every_key_with_its_default() {
             .next()
             .unwrap();
         for key in keys.as_object().unwrap().keys() {
-            let there = [format!("\n#{key} = "), format!("\n# e.g. {key} = ")]
-                .iter()
-                .any(|line| format!("\n{section}").contains(line));
+            // A secret is shown as read from a file.
+            let ways = [
+                format!("\n#{key} = "),
+                format!("\n# e.g. {key} = "),
+                format!("\n# e.g. {key}_file = "),
+            ];
+            let there = ways.iter().any(|line| format!("\n{section}").contains(line));
             assert!(there, "[{table}] {key} is not in config/agent.toml");
         }
     }

@@ -145,7 +145,7 @@ fn what_cannot_be_started_is_counted() {
 #[test]
 fn a_stop_ends_the_run_and_delivers_what_it_wrote() {
     let dir = tempfile::tempdir().unwrap();
-    let cmd = "echo $$; trap 'echo bye; exit 0' TERM; exec 2> /dev/null; while :; do sleep 0.1; done"; // bash says that its sleep was ended
+    let cmd = "trap 'echo bye; exit 0' TERM; echo $$; exec 2> /dev/null; while :; do sleep 0.1; done"; // bash says that its sleep was ended
     let (mut input, _) = input(json!({"express": "* * * * * *", "cmd": cmd, "dir": dir.path()}), false);
     let pid = lines(&mut *input, 1).remove(0);
     assert!(lives(&pid));
