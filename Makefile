@@ -6,8 +6,11 @@ SEED := PROPTEST_RNG_SEED=$${PROPTEST_RNG_SEED:-7}
 # Where failpoints are used: the other tests have nothing new to say in a build with them, and would fill a small disk.
 FALLS := --lib --test failpoints --test data_path_falls --test file_input_falls --test outputs_failpoints
 
+N ?= 2000
+STAND ?= 60
+
 .DEFAULT_GOAL := help
-.PHONY: help setup build release check test demo bench bench-files bench-parts rotation-matrix soak plugins-page doc clean
+.PHONY: help setup build release check test test-etcd demo bench bench-files bench-parts bench-jobs rotation-matrix fleet soak plugins-page doc clean
 
 help: ## This menu
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,8 +35,15 @@ check: ## Form, clippy (also with failpoints), licenses and bans of dependencies
 
 test: ## All tests, then those that make things fall (one at a time: a failpoint counts for the whole process)
 	@scripts/setup.sh build
+	@scripts/setup.sh etcd
 	$(SEED) $(CARGO) test --locked
 	$(SEED) $(CARGO) test --locked --features failpoints $(FALLS) -- --test-threads=1
+
+test-etcd: ## The tests about etcd on another one: ETCD=/path/to/etcd; without, on 3.7, built with Go into target/servers
+	@scripts/setup.sh build
+	@scripts/setup.sh etcd
+	etcd='$(ETCD)' && { test -n "$$etcd" || etcd=$$(scripts/etcd-new.sh); } && \
+		ETCD="$$etcd" $(CARGO) test --locked --test etcd
 
 demo: ## The agent on this machine's own logs, for a few seconds
 	@scripts/demo.sh
@@ -48,7 +58,15 @@ bench-files: release ## 10,000 files: idle, delay, rotation, ten busy ones, with
 	benches/side_by_side/files.py target/release/agent $(ARGS)
 
 bench-parts: ## Benchmarks of the parts, by criterion: ARGS='checkpoint --save-baseline before'
-	$(CARGO) bench --locked -- $(ARGS)
+	$(CARGO) bench --locked --bench checkpoint --bench framing --bench schedule -- $(ARGS)
+
+bench-jobs: ## 100,000 jobs, 200 firings a second, from a put in etcd to a process
+	@scripts/setup.sh etcd
+	$(CARGO) bench --locked --bench jobs
+
+fleet: ## N agents against one real etcd beside bare clients: N=2000 STAND=60 (seconds each fleet stands)
+	@scripts/setup.sh etcd
+	$(CARGO) bench --locked --bench fleet -- --agents $$(for n in 100 500; do [ $$n -lt $(N) ] && printf "$$n,"; done)$(N) --stand $(STAND)
 
 rotation-matrix: ## Every rotation × running, stopped, lagging × file:v1, file:v2: a table of exact counts
 	$(CARGO) test --locked --test rotation_matrix -- --nocapture

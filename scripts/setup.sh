@@ -3,11 +3,13 @@
 #   setup.sh           all of it
 #   setup.sh build     what `cargo build` needs: protoc
 #   setup.sh tools     what `make build`, `make test` and `make check` need
+#   setup.sh etcd      what `make test` starts: Debian's etcd, in target/servers/etcd
 #   setup.sh servers   what only `make bench` uses beside it: rsyslog as a peer, socat, jq
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 DENY=0.20.2
+ETCD=(etcd-server etcd-client)
 SERVERS=(rsyslog libestr0 libfastjson4 liblognorm5 socat libwrap0 jq libjq1 libonig5)
 
 say() { printf 'setup: %s\n' "$*"; }
@@ -77,6 +79,26 @@ unpack_protoc() {
     for deb in "$dir"/debs/*.deb; do dpkg -x "$deb" "$dir" || return 1; done
 }
 
+# The tests of the store and of jobs are about it: without one they cannot be run.
+fetch_etcd() {
+    local dir=target/servers/etcd
+    [ "$(cat $dir/packages 2>/dev/null)" != "${ETCD[*]}" ] || return 0
+    if command -v etcd >/dev/null && command -v etcdctl >/dev/null; then return 0; fi
+    if ! command -v apt-get >/dev/null || ! command -v dpkg >/dev/null; then
+        say "missing: etcd and etcdctl, and no apt-get to bring them. Put both on the PATH, 3.4 or later"
+        exit 1
+    fi
+    rm -rf $dir && mkdir -p $dir/debs
+    if ! { download_etcd || { [ "$(id -u)" = 0 ] && apt-get update && download_etcd; }; } >target/servers/etcd.log 2>&1; then
+        say "could not download ${ETCD[*]}, see target/servers/etcd.log. Debian, Ubuntu: sudo apt-get update, or put etcd and etcdctl on the PATH"
+        exit 1
+    fi
+    for deb in $dir/debs/*.deb; do dpkg -x "$deb" $dir; done
+    rm -r $dir/debs
+    echo "${ETCD[*]}" >$dir/packages
+}
+download_etcd() { (cd "$dir/debs" && apt-get download -q "${ETCD[@]}"); }
+
 # Debian's own packages, unpacked: no root, no service.
 fetch_servers() {
     local dir=target/servers
@@ -85,7 +107,7 @@ fetch_servers() {
         say "no apt-get here, so no rsyslog, socat and jq in $dir: \`make bench\` uses those on the PATH, or leaves them out"
         return 0
     fi
-    rm -rf $dir && mkdir -p $dir/debs
+    rm -rf $dir/usr $dir/etc $dir/debs && mkdir -p $dir/debs # target/servers/etcd is another's
     if ! (cd $dir/debs && apt-get download -q "${SERVERS[@]}") >$dir/log 2>&1; then
         say "could not download ${SERVERS[*]}, see $dir/log (\`sudo apt-get update\` may help); only \`make bench\` uses them"
         return 0
@@ -98,9 +120,10 @@ fetch_servers() {
 
 check_system
 case ${1:-all} in
-    all) fetch_protoc && install_deny && fetch_servers ;;
+    all) fetch_protoc && install_deny && fetch_etcd && fetch_servers ;;
     build) fetch_protoc ;;
     tools) fetch_protoc && install_deny ;;
+    etcd) fetch_etcd ;;
     servers) fetch_servers ;;
-    *) say "found \`$1\`, accepted: build, tools, servers, or nothing for all" && exit 64 ;;
+    *) say "found \`$1\`, accepted: build, tools, etcd, servers, or nothing for all" && exit 64 ;;
 esac

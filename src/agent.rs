@@ -240,7 +240,8 @@ fn prepare(
         warn!(log.logger, "could not be nicer"; "nice" => nice, "error" => %e);
     }
     let keeps_state = !settings.agent.private_data_dir;
-    let found = identity::find(&settings.agent, keeps_state.then_some(&dir)).map_err(Failure::plain)?;
+    let found = identity::find(&settings.agent, &settings.etcd.endpoints, keeps_state.then_some(&dir))
+        .map_err(Failure::plain)?;
     for warning in found.warnings {
         warn!(log.logger, "{}", warning);
     }

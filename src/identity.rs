@@ -1,7 +1,7 @@
 //! Who this agent is: host name, address, the random id of the installation; and the token that opens its admin pages.
 use std::{
     io,
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs, UdpSocket},
     path::Path,
 };
 
@@ -21,9 +21,12 @@ pub struct Found {
 }
 
 /// Reads or makes what identifies this agent. `data_dir`: none where no state is kept; then there is no instance.
-pub fn find(agent: &settings::Agent, data_dir: Option<&Path>) -> io::Result<Found> {
+pub fn find(agent: &settings::Agent, etcd: &[String], data_dir: Option<&Path>) -> io::Result<Found> {
     let mut warnings = Vec::new();
-    let (ip, doubt) = choose(&agent.ip, default_route(), &interfaces());
+    // A name is not looked up here: a start must not hang on a name server.
+    let literal = etcd.first().and_then(|endpoint| bare(endpoint).parse().ok());
+    let route = literal.and_then(source_towards).or_else(default_route);
+    let (ip, doubt) = choose(&agent.ip, route, &interfaces());
     warnings.extend(doubt);
     let instance = match data_dir {
         Some(dir) => {
@@ -43,6 +46,69 @@ pub fn find(agent: &settings::Agent, data_dir: Option<&Path>) -> io::Result<Foun
         },
         warnings,
     })
+}
+
+/// Looks, again and again, which address to register in etcd.
+#[derive(Clone, Debug)]
+pub struct Addresses {
+    pub wanted: Ip,
+    pub etcd: Vec<String>,
+}
+impl Addresses {
+    /// Nobody else reaches it.
+    pub fn etcd_is_here(&self) -> bool {
+        self.etcd.iter().all(|one| is_loopback(one))
+    }
+    /// Or why there is none to register now. Blocks, for name servers.
+    pub fn look(&self) -> Result<IpAddr, String> {
+        if self.etcd.is_empty() {
+            // This host is on its own, and its jobs stay its own when its address changes.
+            return Ok(Ipv4Addr::LOCALHOST.into());
+        }
+        let first = self.etcd.first().map(|endpoint| bare(endpoint)).unwrap_or_default();
+        let towards = first.to_socket_addrs().ok().and_then(|mut all| all.next());
+        let route = towards.and_then(source_towards).or_else(default_route);
+        register(&self.wanted, route, &interfaces(), self.etcd_is_here())
+    }
+}
+/// The rule: what others cannot reach is not registered where others look.
+fn register(
+    wanted: &Ip,
+    route: Option<IpAddr>,
+    interfaces: &[(String, IpAddr)],
+    etcd_is_here: bool,
+) -> Result<IpAddr, String> {
+    let (ip, doubt) = choose(wanted, route, interfaces);
+    match doubt {
+        Some(doubt) => Err(doubt
+            .rsplit_once(", using")
+            .map_or(doubt.clone(), |(doubt, _)| doubt.to_owned())),
+        None if ip.is_loopback() && !etcd_is_here => Err(format!(
+            "found no address but {ip}, and etcd is elsewhere: waiting for a network"
+        )),
+        None => Ok(ip),
+    }
+}
+fn bare(endpoint: &str) -> &str {
+    let bare = endpoint
+        .strip_prefix("https://")
+        .or_else(|| endpoint.strip_prefix("http://"));
+    bare.unwrap_or(endpoint)
+}
+fn is_loopback(endpoint: &str) -> bool {
+    let host = bare(endpoint).rsplit_once(':').map_or("", |(host, _)| host);
+    let host = host.trim_matches(['[', ']']);
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+/// The address that packets to there come from; nothing is sent.
+fn source_towards(to: SocketAddr) -> Option<IpAddr> {
+    let any: IpAddr = match to {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let socket = UdpSocket::bind((any, 0)).ok()?;
+    socket.connect(to).ok()?;
+    Some(socket.local_addr().ok()?.ip()).filter(|ip| !ip.is_unspecified())
 }
 
 /// The source address of the default route.
@@ -225,6 +291,57 @@ mod tests {
         // No default route: some address that others may reach; no network at all: loopback.
         assert_eq!(choose(&Ip::Auto, None, &interfaces).0, ip("10.1.2.3"));
         assert_eq!(choose(&Ip::Auto, None, &interfaces[..1]).0, ip("127.0.0.1"));
+    }
+
+    #[test]
+    fn what_others_cannot_reach_is_not_registered_where_others_look() {
+        let lo = [("lo".to_owned(), ip("127.0.0.1"))];
+        let eth = [("lo".to_owned(), ip("127.0.0.1")), ("eth0".to_owned(), ip("10.1.2.3"))];
+        for (wanted, route, interfaces, here, got) in [
+            (Ip::Auto, None, &lo[..], true, Ok(ip("127.0.0.1"))),
+            (Ip::Auto, None, &lo, false, Err("waiting for a network")),
+            (
+                Ip::Auto,
+                Some(ip("127.0.0.1")),
+                &eth,
+                false,
+                Err("waiting for a network"),
+            ),
+            (Ip::Auto, Some(ip("127.0.0.1")), &eth, true, Ok(ip("127.0.0.1"))),
+            (Ip::Auto, None, &eth, false, Ok(ip("10.1.2.3"))),
+            (
+                Ip::Fixed(ip("127.0.0.1")),
+                None,
+                &eth,
+                false,
+                Err("waiting for a network"),
+            ),
+            (Ip::Fixed(ip("10.9.9.9")), None, &lo, false, Ok(ip("10.9.9.9"))),
+            (
+                Ip::Interface("eth0".into()),
+                None,
+                &lo,
+                false,
+                Err("interface eth0 has no address"),
+            ),
+            (Ip::Interface("eth0".into()), None, &eth, false, Ok(ip("10.1.2.3"))),
+        ] {
+            let found = register(&wanted, route, interfaces, here);
+            match got {
+                Ok(ip) => assert_eq!(found, Ok(ip), "{wanted:?}"),
+                Err(word) => assert!(found.as_ref().unwrap_err().contains(word), "{wanted:?}: {found:?}"),
+            }
+        }
+        for (endpoint, here) in [
+            ("127.0.0.1:2379", true),
+            ("http://localhost:2379", true),
+            ("https://[::1]:2379", true),
+            ("10.0.0.1:2379", false),
+            ("etcd.example.org:2379", false),
+        ] {
+            assert_eq!(is_loopback(endpoint), here, "{endpoint}");
+        }
+        assert_eq!(source_towards("127.0.0.1:9".parse().unwrap()), Some(ip("127.0.0.1")));
     }
 
     #[test]

@@ -34,6 +34,7 @@ pub struct Metrics {
     pub restarts: IntCounterVec,
     pub waited: GaugeVec,
     pub checkpoint_errors: IntCounterVec,
+    pub webhook_alerts: IntCounterVec,
     pub log_dropped: IntCounter,
     pub start_time: Gauge,
 }
@@ -133,6 +134,11 @@ impl Metrics {
                 "checkpoint_errors_total",
                 "Checkpoints that could not be written",
                 &["pipeline"],
+            ),
+            webhook_alerts: counters(
+                "webhook_alerts_total",
+                "Failed runs that were to be told to a webhook: sent, lost, refused, dropped",
+                &["webhook", "outcome"],
             ),
             log_dropped: keep(
                 r,

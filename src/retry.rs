@@ -57,6 +57,52 @@ impl Backoff {
     }
 }
 
+/// Up to 0.2, 0.5, 1, 2, 4, 8 s and then 8 s for ever, each somewhere between (almost) zero and that: a server that was started anew
+/// meets all who were connected to it.
+#[derive(Clone, Debug)]
+pub struct Reconnect {
+    chance: ExponentialBackoff,
+    attempt: u32,
+}
+impl Default for Reconnect {
+    fn default() -> Self {
+        Self {
+            // Used as dice only: evenly from 0 to 2 s.
+            chance: ExponentialBackoff {
+                current_interval: Duration::from_secs(1),
+                initial_interval: Duration::from_secs(1),
+                max_interval: Duration::from_secs(1),
+                multiplier: 1.0,
+                randomization_factor: 1.0,
+                max_elapsed_time: None,
+                ..Default::default()
+            },
+            attempt: 0,
+        }
+    }
+}
+impl Reconnect {
+    const STEPS: [u32; 6] = [200, 500, 1000, 2000, 4000, 8000];
+    #[expect(
+        clippy::should_implement_trait,
+        reason = "it never ends, and nobody iterates over waits"
+    )]
+    pub fn next(&mut self) -> Duration {
+        let step = Self::STEPS[(self.attempt as usize).min(Self::STEPS.len() - 1)];
+        self.attempt = self.attempt.saturating_add(1);
+        let dice = self.chance.next_backoff().unwrap_or_default().as_secs_f64() / 2.0;
+        Duration::from_millis(step.into())
+            .mul_f64(dice.clamp(0.0, 1.0))
+            .max(FLOOR)
+    }
+    pub fn reset(&mut self) {
+        self.attempt = 0;
+    }
+    pub fn attempt(&self) -> u32 {
+        self.attempt
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BreakerState {
     Closed,
@@ -138,6 +184,24 @@ mod tests {
                     "{i}: {shortest:?}"
                 );
             }
+        }
+    }
+    #[test]
+    fn reconnects_as_the_page_says() {
+        let mut longest = [Duration::ZERO; 8];
+        for _ in 0..1000 {
+            let mut reconnect = Reconnect::default();
+            for longest in &mut longest {
+                *longest = reconnect.next().max(*longest);
+            }
+            assert_eq!(reconnect.attempt(), 8);
+        }
+        for (longest, bound) in longest.into_iter().zip([200, 500, 1000, 2000, 4000, 8000, 8000, 8000]) {
+            let bound = Duration::from_millis(bound);
+            assert!(
+                longest <= bound && longest > bound.mul_f64(0.95),
+                "{longest:?} of {bound:?}"
+            );
         }
     }
     #[test]

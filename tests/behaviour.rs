@@ -32,7 +32,7 @@ fn every_case_has_its_row_and_every_test_named_exists() {
             }
         }
     }
-    let mut expected = (1..=77).map(|n| n.to_string()).collect::<Vec<_>>();
+    let mut expected = (1..=102).map(|n| n.to_string()).collect::<Vec<_>>();
     expected.insert(33, "33b".to_owned());
     assert_eq!(cases, expected);
     assert_eq!(faults, Vec::<String>::new());

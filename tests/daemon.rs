@@ -753,7 +753,6 @@ fn wrong_usage_and_what_is_not_built_exit_64() {
     let home = Home::new();
     for (words, part) in [
         ("strat", "unknown command `strat`"),
-        ("restart --wait 5m", "not built yet"),
         ("start -input=stdin -output=null", "stdin"),
         ("start -input=file -filepath=/x -output=stdout", "stdout"),
         ("plugins nosuch", "unknown plugin `nosuch`, accepted: "),

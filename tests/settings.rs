@@ -424,8 +424,8 @@ nice = 20
 max_read_channel_size = 0
 max_write_channel_size = -1
 max_write_bulk_size = '500'
-[etcd]
-endpoints = ['127.0.0.1:2379']
+[influxdb]
+address = '127.0.0.1:8086'
 [[pipeline]]
 name = 'a b'
 input = { plugin = 'stdin', max_rate = 0 }
@@ -447,7 +447,7 @@ input = { plugin = 'null' }
     case().toml(text).says(
         78,
         &[
-            "agent.toml:1: colour: unknown key, accepted: agent, http, log, limits, pipeline, input, filter, output",
+            "agent.toml:1: colour: unknown key, accepted: agent, http, etcd, jobs, log, limits, pipeline, input, filter, output",
             "agent.toml:3: agent.id: found 5, accepted: 1 to 64 characters without blanks and slashes",
             &format!("agent.toml:4: agent.drain: found \"0s\", which means nothing here, {SPAN}"),
             "agent.toml:5: agent.idd: unknown key, accepted: id, group, ip, data_dir, pid_file, drain; did you mean `id`?",
@@ -469,7 +469,7 @@ input = { plugin = 'null' }
             "agent.toml:22: limits.max_read_channel_size: found 0, accepted: a whole number from 1 to 4294967295",
             "agent.toml:23: limits.max_write_channel_size: found -1, accepted: a whole number from 1 to 4294967295",
             "agent.toml:24: limits.max_write_bulk_size: found \"500\", accepted: a whole number from 1 to 4294967295",
-            "agent.toml:25: etcd: not built yet",
+            "agent.toml:25: influxdb: not built yet",
             "agent.toml:28: pipeline[0].name: found \"a b\", accepted: 1 to 64 of the characters A-Z a-z 0-9 - _",
             &format!("agent.toml:29: pipeline[0].input.max_rate: found 0, which means nothing here, {SIZE}"),
             "agent.toml:31: pipeline[0].outputs[0].when_full: found \"spill\", which is not built yet, accepted: block, drop_newest, \
@@ -481,13 +481,13 @@ input = { plugin = 'null' }
             "agent.toml:34: pipeline[0].outputs[3].plugin: missing, required",
             "agent.toml:35: pipeline[0].outputs[4]: found 5, accepted: a table as in { plugin = \"name\" }, or a plugin's name",
             "agent.toml:37: pipeline[1].name: missing, required",
-            "agent.toml:38: pipeline[1].input: unknown input plugin `nill`, accepted: file, stdin",
+            "agent.toml:38: pipeline[1].input: unknown input plugin `nill`, accepted: cron, file, stdin",
             "agent.toml:39: pipeline[1].filters: found \"valid\", accepted: a list as in [{ plugin = \"name\" }]",
             "agent.toml:40: pipeline[1].outputs[0]: unknown output plugin `stdut`, accepted: logr, null, stdout, tcp; did you mean `stdout`?",
             "agent.toml:40: pipeline[1].outputs[1]: unknown output plugin `null:v9`, accepted: null:v1",
             "agent.toml:40: pipeline[1].outputs[2]: found `NULL`, accepted is a plugin as `name` or `name:tag`, for example `file:v1`",
             "agent.toml:41: pipeline[2].outputs: missing, required: at least one, as in [{ plugin = \"stdout\" }]",
-            "agent.toml:43: pipeline[2].input: unknown input plugin `null`, accepted: file, stdin",
+            "agent.toml:43: pipeline[2].input: unknown input plugin `null`, accepted: cron, file, stdin",
         ],
     );
 }
@@ -539,7 +539,7 @@ fn errors_name_their_layer() {
             64,
             &[
                 "AGENT_HTTP__ADRESS: http.adress: unknown key, accepted: address, insecure_remote, tls; did you mean `address`?",
-                "AGENT_X__Y: x: unknown key, accepted: agent, http, log, limits, pipeline, input, filter, output",
+                "AGENT_X__Y: x: unknown key, accepted: agent, http, etcd, jobs, log, limits, pipeline, input, filter, output",
                 "--set: agent.x: unknown key, accepted: id, group, ip, data_dir, pid_file, drain",
                 "-http-address: http.address: found \"10630\", accepted: \"off\", or host:port as in \"127.0.0.1:10630\", \
                  \"[::1]:10630\" or \":10630\" (port 0: any)",
@@ -684,7 +684,7 @@ fn half_a_pipeline() {
     );
     case().typed(&["-input=fiel", "-output=null"]).says(
         64,
-        &["-input: input.fiel: unknown input plugin `fiel`, accepted: file, stdin; did you mean `file`?"],
+        &["-input: input.fiel: unknown input plugin `fiel`, accepted: cron, file, stdin; did you mean `file`?"],
     );
 }
 
@@ -745,6 +745,11 @@ fn shipped(name: &str) -> PathBuf {
 #[test]
 fn agent_toml_shows_every_key_with_its_default() {
     let manual = std::fs::read_to_string(shipped("agent.toml")).unwrap();
+    // The secrets that its examples have read from files.
+    let secrets = tempfile::tempdir().unwrap();
+    std::fs::write(secrets.path().join("etcd.password"), "secret\n").unwrap();
+    std::fs::write(secrets.path().join("ding.url"), "https://example.org/hook\n").unwrap();
+    let manual = manual.replace("/etc/luffly/", &format!("{}/", secrets.path().display()));
     let uncommented = |examples: bool| {
         let mut text = String::new();
         for line in manual.lines() {
@@ -803,9 +808,13 @@ fn agent_toml_shows_every_key_with_its_default() {
             .next()
             .unwrap();
         for key in keys.as_object().unwrap().keys() {
-            let there = [format!("\n#{key} = "), format!("\n# e.g. {key} = ")]
-                .iter()
-                .any(|line| format!("\n{section}").contains(line));
+            // A secret is shown as read from a file.
+            let ways = [
+                format!("\n#{key} = "),
+                format!("\n# e.g. {key} = "),
+                format!("\n# e.g. {key}_file = "),
+            ];
+            let there = ways.iter().any(|line| format!("\n{section}").contains(line));
             assert!(there, "[{table}] {key} is not in config/agent.toml");
         }
     }

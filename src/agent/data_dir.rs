@@ -183,6 +183,7 @@ mod tests {
         settings::Agent {
             id: "sky01".into(),
             group: "net01".into(),
+            group_given: false,
             ip: settings::Ip::Auto,
             data_dir: data_dir.to_owned(),
             private_data_dir: false,

@@ -8,6 +8,7 @@ use clap::{
     error::{ContextKind, ContextValue, ErrorKind},
 };
 
+pub use super::jobs::Jobs;
 pub use crate::settings::{Options, Place};
 use crate::{
     model::Span,
@@ -92,11 +93,14 @@ pub enum Command {
         #[command(flatten)]
         options: Box<Options>,
     },
+    /// Jobs: list, put, run, kill, their runs and output, when an expression is due
+    #[command(subcommand)]
+    Jobs(Jobs),
     /// Every file: identity, size, offsets, lag, state
     Files(Ask),
-    /// Why a file is not read, in one sentence
+    /// Why a file is not read, or a job does not run, in one sentence
     Why {
-        /// A file
+        /// A file, or a job's task id
         what: String,
         #[command(flatten)]
         ask: Ask,
@@ -109,6 +113,8 @@ pub enum Command {
         #[command(flatten)]
         ask: Ask,
     },
+    /// Print the least rights that agents need in etcd, as etcdctl commands
+    EtcdRoles(EtcdRoles),
     /// Change the log level of the running agent
     LogLevel {
         /// critical, error, warning, info, debug or trace
@@ -120,6 +126,30 @@ pub enum Command {
         #[command(flatten)]
         ask: Ask,
     },
+}
+/// For whom rights are printed.
+#[derive(clap::Args, Clone, Debug, PartialEq)]
+pub struct EtcdRoles {
+    /// An agent's address, repeatable or with commas [default: this host's]
+    #[arg(long, value_name = "IP", value_delimiter = ',')]
+    pub host: Vec<std::net::IpAddr>,
+    /// Of which groups these agents take jobs, repeatable or with commas [default: that of the settings, for this host]
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    pub group: Vec<String>,
+    /// The role of those who put jobs and send commands
+    #[arg(long)]
+    pub operator: bool,
+    /// The user's name: the common name of its certificate [default: luffly-<IP>]
+    #[arg(long, value_name = "NAME")]
+    pub user: Option<String>,
+    /// Users with a password, which etcdctl asks for, instead of a certificate
+    #[arg(long)]
+    pub password: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub options: Box<Options>,
 }
 /// How a stop goes.
 #[derive(clap::Args, Clone, Debug, PartialEq)]
@@ -154,6 +184,7 @@ impl Command {
             )),
             Self::Restart { options, .. } => Some((options, Purpose::Start { foreground: false })),
             Self::Check { options, .. } => Some((options, Purpose::Check)),
+            Self::EtcdRoles(asked) => Some((&asked.options, Purpose::Check)),
             Self::Try { options, .. } => Some((options, Purpose::Try)),
             _ => None,
         }
@@ -205,8 +236,8 @@ struct Line {
 }
 
 /// Commands and options of later versions.
-const NOT_BUILT: [&str; 7] = ["jobs", "nodes", "tap", "top", "deadletter", "token", "etcd-roles"];
-const NOT_BUILT_OPTIONS: [&str; 3] = ["etcd-endpoint", "influxdb-addr", "require-address"];
+const NOT_BUILT: [&str; 5] = ["nodes", "tap", "top", "deadletter", "token"];
+const NOT_BUILT_OPTIONS: [&str; 2] = ["influxdb-addr", "require-address"];
 
 /// `argv` begins with the program's name.
 pub fn parse(argv: impl IntoIterator<Item = impl Into<OsString>>) -> Result<Command, Leave> {
@@ -231,7 +262,10 @@ pub fn parse(argv: impl IntoIterator<Item = impl Into<OsString>>) -> Result<Comm
 
 /// Two dashes before every long option, the command first.
 fn normalise(line: &clap::Command, argv: impl Iterator<Item = OsString>) -> Result<Vec<OsString>, Leave> {
-    let commands = || std::iter::once(line).chain(line.get_subcommands());
+    let commands = || {
+        let below = line.get_subcommands().flat_map(clap::Command::get_subcommands); // `jobs put`
+        std::iter::once(line).chain(line.get_subcommands()).chain(below)
+    };
     let takes_value = |long: &str| {
         let named = |arg: &&Arg| arg.get_long() == Some(long);
         let arg = commands().flat_map(clap::Command::get_arguments).find(named);
@@ -300,11 +334,13 @@ fn explained(error: clap::Error, argv: &[OsString]) -> Leave {
     };
     let mut line = Line::command();
     line.build();
-    let command = argv.get(1).and_then(|name| line.find_subcommand(name)).unwrap_or(&line);
-    let called = match command.get_name() {
-        "agent" => "agent".to_owned(),
-        name => format!("agent {name}"),
-    };
+    let (mut command, mut called) = (&line, "agent".to_owned());
+    for word in argv.iter().skip(1).take(2) {
+        if let Some(below) = command.find_subcommand(word) {
+            called = format!("{called} {}", below.get_name());
+            command = below;
+        }
+    }
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             Leave {
@@ -519,8 +555,8 @@ mod tests {
             assert_eq!(read(&format!("-config x {name}")), Err(refused));
         }
         for (line, option) in [
-            ("-etcd-endpoint=127.0.0.1:2379", "-etcd-endpoint"),
-            ("start --etcd-endpoint 127.0.0.1:2379", "--etcd-endpoint"),
+            ("-influxdb-addr=http://127.0.0.1:8086", "-influxdb-addr"),
+            ("start --influxdb-addr http://127.0.0.1:8086", "--influxdb-addr"),
             ("-influxdb-addr http://x", "-influxdb-addr"),
             ("start --require-address", "--require-address"),
         ] {
@@ -536,7 +572,7 @@ mod tests {
             (
                 "-inptu=file",
                 "unknown option `--inptu` of `agent`, accepted: --config, --data-dir, --pid-file, --agent-id, --agent-group, \
-                 --input, --filter, --output, --filepath, --set, --http-address, --max-read-channel-size, \
+                 --etcd-endpoint, --input, --filter, --output, --filepath, --set, --http-address, --max-read-channel-size, \
                  --max-write-channel-size, --max-write-bulk-size, --log-level, --once, --version, --help, -f; \
                  did you mean `--input`?",
             ),
@@ -546,8 +582,8 @@ mod tests {
             ),
             (
                 "strat",
-                "unknown command `strat`, accepted: start, stop, restart, reload, status, version, check, plugins, try, files, why, doctor, \
-                 log-level, help; did you mean `start`?",
+                "unknown command `strat`, accepted: start, stop, restart, reload, status, version, check, plugins, try, jobs, files, why, doctor, \
+                 etcd-roles, log-level, help; did you mean `start`?",
             ),
             (
                 "status now",

@@ -78,7 +78,7 @@ fn build(
     label: &str,
 ) -> Result<Box<dyn Output>, String> {
     let plugin = plugins::find(outputs::CATALOG, "output", &wanted.plugin.name)?;
-    let found = identity::find(&settings.agent, None).map_err(|error| error.to_string())?;
+    let found = identity::find(&settings.agent, &settings.etcd.endpoints, None).map_err(|error| error.to_string())?;
     let context = OutputContext {
         pipeline: pipeline.name.as_str().into(),
         label: label.into(),

@@ -1,7 +1,7 @@
 //! Asks the running agent over its socket. Every wait has an end.
 use std::{io, path::Path, time::Duration};
 
-use http_body_util::{BodyExt, Empty, Limited};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::{Method, Request, StatusCode, body::Bytes, client::conn::http1};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
@@ -14,7 +14,7 @@ const LIMIT: Duration = Duration::from_secs(10);
 /// The largest answer that is taken, in bytes: a table of 100,000 files has about 40 MiB.
 const LARGEST: usize = 64 << 20;
 
-type Sender = http1::SendRequest<Empty<Bytes>>;
+type Sender = http1::SendRequest<Full<Bytes>>;
 
 #[derive(Debug, thiserror::Error)]
 pub enum AskError {
@@ -50,6 +50,13 @@ pub fn ask(data_dir: &Path, method: Method, path: &str) -> Result<Bytes, AskErro
     ask_within(LIMIT, data_dir, method, path)
 }
 pub fn ask_within(limit: Duration, data_dir: &Path, method: Method, path: &str) -> Result<Bytes, AskError> {
+    send_within(limit, data_dir, method, path, Bytes::new())
+}
+/// With a body.
+pub fn send(data_dir: &Path, method: Method, path: &str, body: Bytes) -> Result<Bytes, AskError> {
+    send_within(LIMIT, data_dir, method, path, body)
+}
+fn send_within(limit: Duration, data_dir: &Path, method: Method, path: &str, body: Bytes) -> Result<Bytes, AskError> {
     let Some(holder) = agent::running(data_dir)? else {
         return Err(AskError::NotRunning(data_dir.to_owned()));
     };
@@ -64,7 +71,7 @@ pub fn ask_within(limit: Duration, data_dir: &Path, method: Method, path: &str) 
         let until = tokio::time::Instant::now() + limit;
         let connected = tokio::time::timeout_at(until, connect(&socket)).await;
         let sender = connected.map_err(late).flatten().map_err(deaf)?;
-        let answered = tokio::time::timeout_at(until, exchange(sender, method, path)).await;
+        let answered = tokio::time::timeout_at(until, exchange(sender, method, path, body)).await;
         answered.map_err(late).flatten().map_err(silent)
     })?;
     // Health comes with 503 if it is bad, and is an answer all the same.
@@ -89,15 +96,17 @@ async fn connect(socket: &Path) -> Result<Sender, String> {
     Ok(sender)
 }
 
-async fn exchange(mut sender: Sender, method: Method, path: &str) -> Result<(StatusCode, Bytes), String> {
+async fn exchange(mut sender: Sender, method: Method, path: &str, body: Bytes) -> Result<(StatusCode, Bytes), String> {
     let said = |e: &dyn std::error::Error| format!("{path}: {e}");
-    let request = Request::builder()
+    let mut request = Request::builder()
         .method(method)
         .uri(path)
         .header("host", "localhost")
-        .header("x-agent", "cli") // writes ask for it: no web page can send it
-        .body(Empty::new())
-        .map_err(|e| said(&e))?;
+        .header("x-agent", "cli"); // writes ask for it: no web page can send it
+    if let Ok(run) = std::env::var("AGENT_RUN_ID") {
+        request = request.header("x-agent-run", run); // asked from a job: it must not be waited for
+    }
+    let request = request.body(Full::new(body)).map_err(|e| said(&e))?;
     let response = sender.send_request(request).await.map_err(|e| said(&e))?;
     let status = response.status();
     let body = Limited::new(response.into_body(), LARGEST);

@@ -4,7 +4,9 @@ pub mod args;
 mod check;
 mod client;
 mod doctor;
+mod etcd_roles;
 mod files;
+mod jobs;
 mod log_level;
 mod plugins;
 mod plugins_page;
@@ -59,9 +61,11 @@ pub fn run(argv: impl Iterator<Item = OsString>) -> u8 {
             json,
             options,
         } => try_::run(&options, &sample, pipeline.as_deref(), json),
+        Command::Jobs(jobs) => jobs::run(&jobs),
         Command::Files(ask) => files::run(&ask),
         Command::Why { what, ask } => why::run(&what, &ask),
         Command::Doctor { output, ask } => doctor::run(output, &ask),
+        Command::EtcdRoles(asked) => etcd_roles::run(&asked),
         Command::LogLevel {
             level,
             revert_after,

@@ -2,6 +2,7 @@
 use super::{BACKGROUND, Done, load, load_for_background, reread};
 use crate::{
     agent::{self, Mode},
+    os,
     settings::{Options, Purpose},
 };
 
@@ -13,6 +14,8 @@ pub fn bare(options: &Options) -> Done {
 
 /// The daemon. In the background this answers when it is ready or has failed.
 pub fn start(options: &Options, foreground: bool) -> Done {
+    // SAFETY: so far this process has parsed its arguments, on its one thread.
+    unsafe { os::leave_run() };
     if foreground {
         let purpose = Purpose::Start { foreground };
         let settings = load(options, purpose)?;

@@ -4,7 +4,7 @@ use std::time::Duration;
 use actix::prelude::*;
 use jiff::Timestamp;
 
-use crate::model::{FileStatus, Host};
+use crate::model::{FileStatus, Host, RunId};
 
 /// Finish what you have, then answer. A Collector stops reading; a stage or Sink answers when it holds nothing.
 #[derive(Message, Clone, Copy)]
@@ -43,7 +43,10 @@ pub struct AskWhy(pub String);
 /// Drain and leave, as SIGTERM does. Answered at once.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct AskStop;
+pub struct AskStop {
+    /// A run of this agent asks for it: it is not waited for, else both would wait.
+    pub by_run: Option<RunId>,
+}
 /// As SIGUSR1.
 #[derive(Message)]
 #[rtype(result = "()")]

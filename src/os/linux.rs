@@ -1,8 +1,12 @@
 //! Linux: clocks, machine, and (in the files below) processes, private files and locks, local sockets, watched directories, the way into the background.
 mod background;
+mod cgroup;
 mod files;
+mod leave;
+mod proc_table;
 mod process;
 mod sockets;
+mod spawn;
 mod watches;
 
 use std::time::Duration;
@@ -10,13 +14,20 @@ use std::time::Duration;
 use nix::time::{ClockId, clock_gettime};
 
 pub use background::{Child, Forked, Outcome, Ready, into_background};
+pub use cgroup::{Cgroup, remove_left_cgroups};
 pub use files::{
     DirError, Holder, Lock, LockError, PRIVATE_DIR, PRIVATE_FILE, holder, private_dir, private_temp_dir, write_private,
+};
+pub use leave::leave_run;
+pub use proc_table::{
+    Exit, Proc, Reaper, become_subreaper, exit_fd, forget_child, peek_exit, process, processes, reap, start_variable,
+    started_with,
 };
 pub use process::{
     Process, close_inherited, own_uid, prepare_signals, raise_open_files, redirect_stderr, release_code, set_nice,
 };
 pub use sockets::{LocalAddress, bind_private, keep_alive, unacknowledged};
+pub use spawn::{Program, User, spawn};
 pub use watches::{Hint, Watch, Watches, foreign_file_system};
 
 /// Time since boot, suspend included.

@@ -14,7 +14,7 @@ use super::{
 use crate::model::{Size, Span};
 
 /// What later versions do: refused, never ignored.
-const NOT_BUILT: [&str; 4] = ["etcd", "influxdb", "jobs", "limits.cpu"];
+const NOT_BUILT: [&str; 2] = ["influxdb", "limits.cpu"];
 
 /// A table that is being read.
 pub struct Section<'a> {
@@ -98,17 +98,22 @@ impl<'a> Section<'a> {
 
 // ---- the tables
 
+/// The group of whoever says none: it takes no jobs of a group.
+const DEFAULT_GROUP: &str = "net01";
+
 pub fn agent(top: &mut Section<'_>, env: &Environment) -> Agent {
     let mut table = top.section("agent");
-    let agent = Agent {
+    let mut agent = Agent {
         id: table.or("id", "sky01".to_owned(), name),
-        group: table.or("group", "net01".to_owned(), name),
+        group_given: false, // below
+        group: table.or("group", DEFAULT_GROUP.to_owned(), name),
         ip: table.or("ip", Ip::Auto, ip),
         private_data_dir: !table.has("data_dir"), // if the pipelines agree, see `load`
         data_dir: data_dir(&mut table, env).unwrap_or_default(),
         pid_file: pid_file(&mut table).unwrap_or_default(),
         drain: table.or("drain", Duration::from_secs(20), span),
     };
+    agent.group_given = agent.group != DEFAULT_GROUP;
     table.done();
     agent
 }
@@ -265,7 +270,7 @@ pub fn one_of<T: Copy>(node: &Node, words: &[(&'static str, T)]) -> Result<T, St
     })
 }
 /// Made absolute against where the agent was started: the daemon leaves that place.
-fn path(node: &Node) -> Result<PathBuf, String> {
+pub fn path(node: &Node) -> Result<PathBuf, String> {
     let refused = || format!("{}, accepted: a path", node.found());
     let text = text(node).map_err(|_| refused())?;
     if text.is_empty() || text.contains('\0') {

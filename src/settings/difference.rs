@@ -40,6 +40,9 @@ const NEED_RESTART: [&str; 10] = [
     "limits.nice",
 ];
 
+/// Tables of which nothing can change.
+const NEED_RESTART_BELOW: [&str; 2] = ["etcd.", "jobs."];
+
 /// By key. Pipelines are known by their names, outputs as `heirs` says.
 pub fn difference(old: &Settings, new: &Settings) -> Difference {
     let mut found = Difference::default();
@@ -78,9 +81,13 @@ pub fn difference(old: &Settings, new: &Settings) -> Difference {
             }
         }
     }
-    let keys = found.changed.iter().map(|changed| changed.key.as_str());
-    let restart = keys.filter(|key| NEED_RESTART.contains(key)).map(str::to_owned);
-    found.needs_restart = restart.collect();
+    let keys = found
+        .changed
+        .iter()
+        .filter(|changed| NEED_RESTART.contains(&changed.key.as_str()));
+    let all = found.added.iter().chain(&found.removed).chain(&found.changed);
+    let below = all.filter(|changed| NEED_RESTART_BELOW.iter().any(|table| changed.key.starts_with(table)));
+    found.needs_restart = keys.chain(below).map(|changed| changed.key.clone()).collect();
     found
 }
 impl Difference {

@@ -26,6 +26,9 @@ pub struct Options {
     /// The group it belongs to [default: net01]
     #[arg(long, value_name = "NAME")]
     pub agent_group: Option<String>,
+    /// etcd servers, `host:port`, repeatable or with commas; without, this host is on its own
+    #[arg(long, value_name = "HOST:PORT", value_delimiter = ',')]
+    pub etcd_endpoint: Vec<String>,
     /// Where to read: an input plugin, `name` or `name:tag`
     #[arg(long, value_name = "PLUGIN", value_delimiter = ',')]
     pub input: Vec<String>,

@@ -302,6 +302,10 @@ pub fn merge_flags(options: &Options, layers: &mut Layers, findings: &Findings) 
         }
     }
     merge_values(options.values(), layers);
+    if !options.etcd_endpoint.is_empty() {
+        let all = options.etcd_endpoint.join(",");
+        merge_values(vec![("-etcd-endpoint", "etcd.endpoints", &all)], layers);
+    }
     if !options.filepath.is_empty() {
         merge_globs(options.globs(), layers);
     }

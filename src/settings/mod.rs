@@ -2,8 +2,10 @@
 //! the place of each (`finding`). The only reader of settings files and of the environment.
 mod check;
 mod difference;
+mod etcd;
 mod finding;
 mod flags;
+mod jobs;
 mod layers;
 mod pipelines;
 mod show;
@@ -18,8 +20,10 @@ use std::{
 
 pub use check::level;
 pub use difference::{Changed, Difference, Heirs, difference, heirs};
+pub use etcd::{Etcd, EtcdTls, OnPartition};
 pub use finding::{At, Finding, Refused, unknown};
 pub use flags::{Options, Place};
+pub use jobs::Jobs;
 pub use show::level_word;
 
 use self::{
@@ -75,6 +79,8 @@ pub fn load(
     let mut top = Section::open(&findings, String::new(), layers.tree());
     let mut agent = check::agent(&mut top, &env);
     let http = check::http(&mut top);
+    let etcd = etcd::etcd(&mut top);
+    let jobs = jobs::jobs(&mut top);
     let log = check::log(&mut top);
     let (limits, [max_read_channel_size, max_write_channel_size, max_write_bulk_size]) = check::limits(&mut top);
     let pipelines = pipelines::pipelines(&mut top, options, purpose);
@@ -99,6 +105,8 @@ pub fn load(
     Ok(Settings {
         agent,
         http,
+        etcd,
+        jobs,
         log,
         limits,
         max_read_channel_size,
@@ -173,6 +181,8 @@ fn usual_config() -> Option<PathBuf> {
 pub struct Settings {
     pub agent: Agent,
     pub http: Http,
+    pub etcd: Etcd,
+    pub jobs: Jobs,
     pub log: Log,
     pub limits: Limits,
     /// Events that may wait between an input and its filters.
@@ -192,6 +202,8 @@ pub struct Settings {
 pub struct Agent {
     pub id: String,
     pub group: String,
+    /// Not the default one: only then does it take jobs of its group.
+    pub group_given: bool,
     pub ip: Ip,
     /// Absolute; empty if private, until `move_to`.
     pub data_dir: PathBuf,

@@ -20,6 +20,8 @@ impl Settings {
         let Settings {
             agent,
             http,
+            etcd,
+            jobs,
             log,
             limits,
             ..
@@ -37,6 +39,43 @@ impl Settings {
                 "address": http.address.map_or("off".to_owned(), |address| address.to_string()),
                 "insecure_remote": http.insecure_remote,
                 "tls": http.tls.as_ref().map(|tls| json!({ "cert": tls.cert, "key": tls.key })),
+            },
+            "etcd": {
+                "endpoints": etcd.endpoints,
+                "prefix": etcd.prefix,
+                "user": etcd.user,
+                "password": etcd.password,
+                "tls": etcd.tls.as_ref().map(|tls| json!({
+                    "ca": tls.ca,
+                    "cert": tls.cert_and_key.as_ref().map(|(cert, _)| cert),
+                    "key": tls.cert_and_key.as_ref().map(|(_, key)| key),
+                })),
+                "lease_ttl": span(etcd.lease_ttl),
+                "renew_every": span(etcd.renew_every),
+                "publish_runs": false,
+                "on_partition": etcd.on_partition.word(),
+            },
+            "jobs": {
+                "enabled": jobs.enabled,
+                "max_parallel": jobs.max_parallel,
+                "start_grace": span(jobs.start_grace),
+                "ignore_fields": jobs.ignore_fields,
+                "output_limit": Size(jobs.output_limit).to_string(),
+                "retries": jobs.retries,
+                "kill_after": span(jobs.kill_after),
+                "jitter": span(jobs.jitter),
+                "allow_users": jobs.guards.users,
+                "allow_commands": jobs.guards.commands.as_ref().map(|all| all.iter().map(|allowed| {
+                    json!({ "executor": allowed.executor(), "argv": allowed.argv() })
+                }).collect::<Vec<_>>()),
+                "allow_env": jobs.guards.env,
+                "executor": jobs.executors.iter().map(|(name, _, command)| {
+                    (name.clone(), json!({ "command": command }))
+                }).collect::<serde_json::Map<_, _>>(),
+                "webhook": jobs.webhooks.iter().map(|(name, hook)| {
+                    let secret = hook.has_secret().then_some(MASK);
+                    (name.clone(), json!({ "preset": hook.preset().word(), "url": hook.masked(), "secret": secret }))
+                }).collect::<serde_json::Map<_, _>>(),
             },
             "log": {
                 "level": level_word(log.level),

@@ -4,9 +4,12 @@ use std::time::Duration;
 use actix::prelude::*;
 
 use crate::{
-    messages::control::{
-        AskActors, AskAgent, AskConfig, AskFiles, AskHealth, AskLogs, AskMetrics, AskPipelines, AskReload, AskReopen,
-        AskStop, AskWhy, SetLogLevel,
+    messages::{
+        control::{
+            AskActors, AskAgent, AskConfig, AskFiles, AskHealth, AskLogs, AskMetrics, AskPipelines, AskReload,
+            AskReopen, AskStop, AskWhy, SetLogLevel,
+        },
+        jobs::{AskJob, AskJobs, AskOutput, AskRuns, CheckJob, JobCommand, WriteJob},
     },
     web::problem::Problem,
 };
@@ -44,6 +47,13 @@ questions! {
     reopen: AskReopen,
     reload: AskReload,
     log_level: SetLogLevel,
+    jobs: AskJobs,
+    job: AskJob,
+    runs: AskRuns,
+    output: AskOutput,
+    check_job: CheckJob,
+    write_job: WriteJob,
+    command: JobCommand,
 }
 
 impl Ask {

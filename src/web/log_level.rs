@@ -37,7 +37,7 @@ pub async fn show(state: Data<State>) -> Result<HttpResponse, Problem> {
 }
 
 pub async fn set(state: Data<State>, Query(query): Query<Asked>, body: Payload) -> Result<HttpResponse, Problem> {
-    let order = understand(query, &read(body).await?)?;
+    let order = understand(query, &read_body(body).await?)?;
     state.ask.put(&state.ask.log_level, order).await?;
     Ok(HttpResponse::Ok().json(Shown {
         level: order.level.as_str().to_lowercase(),
@@ -45,7 +45,8 @@ pub async fn set(state: Data<State>, Query(query): Query<Asked>, body: Payload) 
     }))
 }
 
-async fn read(body: Payload) -> Result<Bytes, Problem> {
+/// A request's body, within the bounds of all.
+pub async fn read_body(body: Payload) -> Result<Bytes, Problem> {
     match tokio::time::timeout(BODY_WITHIN, body.to_bytes_limited(LARGEST_BODY)).await {
         Ok(Ok(Ok(bytes))) => Ok(bytes),
         Ok(Ok(Err(error))) => Err(Problem::bad_request(format!("could not read the body: {error}"))),

@@ -21,6 +21,7 @@ mod debug;
 mod files;
 pub mod guard;
 mod health;
+mod jobs;
 mod log_level;
 mod logs;
 mod metrics;
@@ -29,6 +30,7 @@ mod orders;
 mod pipelines;
 mod problem;
 mod reload;
+mod runs;
 mod session;
 pub mod tls;
 mod why;
@@ -83,6 +85,19 @@ pub fn routes(state: SharedState) -> impl FnOnce(&mut ServiceConfig) {
                             .service(page("/actors", actors::show))
                             .service(page("/pipelines", pipelines::show))
                             .service(page("/files", files::show))
+                            .service(page("/jobs", jobs::list))
+                            .service(at(
+                                "/jobs/{task_id}",
+                                "GET, HEAD, PUT, DELETE",
+                                [
+                                    read(jobs::show),
+                                    web::put().to(jobs::put),
+                                    web::delete().to(jobs::remove),
+                                ],
+                            ))
+                            .service(at("/jobs/{task_id}/{action}", "POST", [web::post().to(jobs::order)]))
+                            .service(page("/runs", runs::list))
+                            .service(page("/runs/{run_id}/output", runs::output))
                             .service(page("/why", why::show))
                             .service(page("/health", health::show))
                             .service(page("/config", config::show))

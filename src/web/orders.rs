@@ -1,5 +1,5 @@
 //! `POST /api/v1/stop` and `/reopen`: what SIGTERM and SIGUSR1 do. 202: it was taken on, not that it is done.
-use actix_web::{HttpResponse, web::Data};
+use actix_web::{HttpRequest, HttpResponse, web::Data};
 use serde::Serialize;
 
 use crate::{
@@ -12,8 +12,12 @@ struct Accepted {
     accepted: &'static str,
 }
 
-pub async fn stop(state: Data<State>) -> Result<HttpResponse, Problem> {
-    state.ask.put(&state.ask.stop, AskStop).await?;
+/// A job's run that asks for it says so.
+const BY_RUN: &str = "x-agent-run";
+
+pub async fn stop(state: Data<State>, req: HttpRequest) -> Result<HttpResponse, Problem> {
+    let by_run = req.headers().get(BY_RUN).and_then(|id| id.to_str().ok()?.parse().ok());
+    state.ask.put(&state.ask.stop, AskStop { by_run }).await?;
     Ok(HttpResponse::Accepted().json(Accepted { accepted: "stop" }))
 }
 

@@ -188,6 +188,7 @@ fn is_client(args: &[&str]) -> bool {
         "try",
         "files",
         "why",
+        "jobs",
         "doctor",
         "log-level",
         "reload",

@@ -15,9 +15,12 @@ use actix::prelude::*;
 use luffly_agent::{
     actors::http_api::{HttpApi, HttpApiParts},
     clock,
-    messages::control::*,
+    messages::{
+        control::{OutputView as OutputLook, *},
+        jobs::{OutputView, *},
+    },
     metrics::Metrics,
-    model::{FileState, FileStatus, Host},
+    model::{FileState, FileStatus, Host, Invalid, RunRecord},
     web::Ask,
 };
 use serde_json::Value;
@@ -371,7 +374,7 @@ answers! {
         note: None,
         unsettled: 0,
         rewinds: true,
-        outputs: vec![OutputView {
+        outputs: vec![OutputLook {
             label: "logr".into(),
             plugin: "logr:v1".into(),
             when_full: "block",
@@ -416,4 +419,15 @@ answers! {
         ..Reloaded::default()
     });
     SetLogLevel => (): |root, order| format!("SET {:?} {:?}", order.level, order.revert_after), ();
+    AskJobs => Vec<JobView>: |root, _| "jobs", vec![];
+    AskJob => Option<Box<JobDetail>>: |root, ask| format!("job {}", ask.task_id), None;
+    AskRuns => Vec<RunRecord>: |root, ask| format!("runs {:?} {}", ask.task_id, ask.most), vec![];
+    AskOutput => Option<OutputView>: |root, ask| format!("output {}", ask.run_id), None;
+    CheckJob => Result<Vec<jiff::Timestamp>, Invalid>: |root, ask| format!("check {}", ask.task_id), Ok(vec![]);
+    WriteJob => Result<Written, WriteRefused>: |root, ask| format!("WRITE {}", ask.task_id), Err(WriteRefused::Unknown);
+    JobCommand => CommandAnswer: |root, ask| format!("ORDER {:?} {}", ask.action, ask.task_id), CommandAnswer {
+        done: true,
+        said: "started".into(),
+        run_ids: vec![],
+    };
 }

@@ -21,6 +21,9 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "clock",
             "checkpoint",
             "deadletter",
+            "signature",
+            "store",
+            "schedule",
         ],
     ),
     (
@@ -46,6 +49,10 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "messages",
             "model",
             "plugins",
+            "executors",
+            "history",
+            "webhook",
+            "schedule",
             "checkpoint",
             "deadletter",
             "retry",
@@ -55,14 +62,29 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "clock",
             "settings",
             "os",
+            "signature",
+            "webhook",
+            "store",
         ],
     ),
     ("actors::http_api", &["web"]),
     ("actors::root", &["web"]), // it hands the pages what they may ask
     ("web", &["messages", "model", "metrics", "log", "os", "clock"]),
     ("messages", &["model"]),
-    ("settings", &["model", "plugins", "os", "cli::args"]),
+    (
+        "settings",
+        &[
+            "model",
+            "plugins",
+            "executors",
+            "os",
+            "webhook",
+            "signature",
+            "cli::args",
+        ],
+    ),
     ("plugins", &["model", "clock", "os", "checkpoint"]),
+    ("plugins::inputs::cron", &["schedule", "executors"]),
     ("checkpoint", &["model"]),
     ("deadletter", &["model", "clock", "os"]),
     ("log", &["settings", "os", "clock"]),
@@ -70,8 +92,16 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("clock", &["os"]),
     ("metrics", &["os"]),
     ("model", &[]),
+    ("model::job", &["schedule"]), // a job that cannot be due is no job
+    ("schedule", &[]),
+    ("signature", &["model"]),
+    ("webhook", &["model", "clock", "http_client", "retry"]),
+    ("http_client", &[]),
+    ("executors", &["model", "clock", "os"]),
+    ("history", &["model"]),
     ("os", &[]),
     ("retry", &[]),
+    ("store", &["model", "clock", "os"]),
 ];
 
 /// Crates that only some modules may name.
@@ -80,7 +110,10 @@ const CRATES: &[(&str, &[&str])] = &[
     ("actix_rt", &["agent", "actors", "web", "messages"]),
     ("actix_web", &["agent", "actors", "web", "messages"]),
     ("backoff", &["retry"]),
+    ("etcd_client", &["store"]),
+    ("redb", &["store", "history", "actors::root"]),
     ("figment", &["settings"]),
+    ("reqwest", &["http_client", "webhook"]),
 ];
 
 /// Groups of actors that do not know each other.

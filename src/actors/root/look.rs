@@ -4,7 +4,7 @@ use std::time::Duration;
 use actix::prelude::*;
 use futures_util::future::join_all;
 
-use super::{House, Pipeline, Stage};
+use super::{House, Pipeline, Stage, jobs::JobsHouse, runner::RunnerHouse};
 use crate::{
     actors::kit::{Port, SharedPulse},
     messages::{
@@ -130,6 +130,13 @@ impl House {
         let pipelines = self.pipelines();
         let actors = control
             .into_iter()
+            .chain(
+                self.jobs
+                    .iter()
+                    .flat_map(JobsHouse::pulses)
+                    .chain(self.runner.iter().flat_map(RunnerHouse::pulses))
+                    .map(|pulse| actor_view(pulse, None)),
+            )
             .chain(pipelines.iter().flat_map(|pipeline| pipeline.actors()))
             .collect::<Vec<_>>();
         for actor in &actors {
@@ -159,6 +166,12 @@ impl House {
             .iter()
             .filter_map(|p| Some(format!("{}: {}", p.filter.pulse.name, p.filter.pulse.trouble()?)))
             .collect::<Vec<_>>();
+        if let Some(jobs) = &self.jobs {
+            degraded.extend(jobs.trouble().await);
+        }
+        if let Some(runner) = &self.runner {
+            degraded.extend(runner.trouble().await);
+        }
         for pipeline in self.views().await {
             let of = |what: &str| format!("{}: {what}", pipeline.name);
             failing.extend(pipeline.checkpoint_error.as_deref().map(of));

@@ -4,10 +4,12 @@
 //! HandOver, Retire in a reload. Waits: at most for the drain's deadline.
 //!
 //! `plan` makes plugins (and may fail), `wire` raises actors, `live` is the loop of signals and orders, `reload` changes, `stop` ends.
+mod jobs;
 mod live;
 mod look;
 mod plan;
 mod reload;
+mod runner;
 mod stop;
 mod wire;
 
@@ -25,9 +27,11 @@ use actix::prelude::*;
 use tokio::sync::{mpsc, oneshot};
 
 use self::{
+    jobs::JobsHouse,
     live::Orders,
     plan::{Fresh, Limits, Plan, Planned},
     reload::Answer,
+    runner::RunnerHouse,
     wire::{Arbiters, Over, Watch, Wiring},
 };
 use crate::{
@@ -55,7 +59,7 @@ use crate::{
         },
     },
     metrics::SharedMetrics,
-    model::{FileStatus, Host, file_status::SharedFileBoard},
+    model::{self, FileStatus, Host, file_status::SharedFileBoard},
     os,
     settings::{self, Reread, Settings},
     web::{self, Ask},
@@ -124,6 +128,10 @@ pub struct House {
     ground: Arc<Ground>,
     root: SharedPulse,
     http: SharedPulse,
+    /// None: this run is nobody that could be registered.
+    jobs: Option<JobsHouse>,
+    /// None likewise.
+    runner: Option<RunnerHouse>,
     api: OnceLock<Addr<HttpApi>>,
     /// Of the Collectors' memory, what is lent.
     common: Common,
@@ -228,7 +236,7 @@ impl House {
         });
         let Plan { pipelines, limits, .. } = Plan::make(&ground, &[], &settings, false)?;
         let http = start.http.as_ref().and_then(|listener| listener.local_addr().ok());
-        let house = Self {
+        let mut house = Self {
             shown: Mutex::new(Shown {
                 config: settings.effective(),
                 http: http.map(|address| address.to_string()),
@@ -240,6 +248,8 @@ impl House {
             })),
             root: Pulse::new("root", ground.metrics.restarts.clone()),
             http: Pulse::new("http", ground.metrics.restarts.clone()),
+            jobs: None,
+            runner: None,
             api: OnceLock::new(),
             common: Common::default(),
             arbiters: Arbiters::default(),
@@ -255,6 +265,12 @@ impl House {
                 let raised = house.raise(*fresh, limits).await;
                 raised.map_err(|error| format!("pipeline `{name}`: {error}"))?;
             }
+        }
+        if let Some(stores) = jobs::open(start).await? {
+            let stopping = house.ground.stopping.clone();
+            let runner = RunnerHouse::raise(start, stores.database.clone(), &stopping).await?;
+            house.jobs = Some(JobsHouse::raise(start, stores, &stopping, Some(runner.runner())).await?);
+            house.runner = Some(runner);
         }
         Ok(house)
     }
@@ -434,7 +450,13 @@ answers!(AskActors, Vec<ActorView>, |house, _ask| house.actors());
 answers!(AskPipelines, Vec<PipelineView>, |house, _ask| house.views().await);
 answers!(AskFiles, Vec<(String, Vec<FileStatus>)>, |house, _ask| house.files());
 answers!(AskHealth, Health, |house, _ask| house.health().await);
-answers!(AskWhy, String, |house, ask| house.why(&ask.0));
+answers!(AskWhy, String, |house, ask| {
+    let job = match &house.runner {
+        Some(runner) if model::job::is_task_id(&ask.0) => runner.why(&ask.0).await,
+        _ => None,
+    };
+    job.unwrap_or_else(|| house.why(&ask.0))
+});
 answers!(AskMetrics, (), |house, _ask| {
     house.views().await;
     house.actors();
@@ -485,7 +507,10 @@ impl Handler<SetLogLevel> for Root {
 }
 impl Handler<AskStop> for Root {
     type Result = ();
-    fn handle(&mut self, _: AskStop, _: &mut Self::Context) {
+    fn handle(&mut self, ask: AskStop, _: &mut Self::Context) {
+        if let (Some(run), Some(runner)) = (ask.by_run, &self.house.runner) {
+            runner.let_go(run);
+        }
         let _ = self.orders.try_send(Signal::Stop); // full: one is on its way
     }
 }

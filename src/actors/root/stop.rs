@@ -52,7 +52,14 @@ impl House {
             .iter()
             .filter(|p| Some(&p.name) != gone)
             .map(|p| p.drain(deadline));
-        let late = join_all(drained).await.into_iter().flatten().collect::<Vec<_>>();
+        let runs = async {
+            match &self.runner {
+                Some(runner) => runner.drain(deadline).await,
+                None => None,
+            }
+        };
+        let (late, runs) = tokio::join!(join_all(drained), runs);
+        let mut late = late.into_iter().flatten().chain(runs).collect::<Vec<_>>();
         let mut total = Totals::default();
         for view in self.views().await {
             for output in view.outputs.iter().filter(|output| output.queued > 0) {
@@ -82,6 +89,9 @@ impl House {
             Why::Ended => (0, "all input has ended".to_owned()),
             Why::Closed { said, .. } => (1, said.clone()),
         };
+        if let Some(jobs) = &self.jobs {
+            late.extend(jobs.stop(&text, deadline, log).await);
+        }
         if !late.is_empty() {
             text = format!(
                 "{text}; past the deadline of {}s: {}",

@@ -51,7 +51,7 @@ impl Arbiters {
         self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())[at].handle()
     }
 }
-fn data_arbiter() -> Arbiter {
+pub(super) fn data_arbiter() -> Arbiter {
     Arbiter::with_tokio_rt(|| {
         tokio::runtime::Builder::new_current_thread()
             .enable_all()

@@ -1,4 +1,5 @@
 //! Inputs: where events come from. To add one: its file, and one line of CATALOG.
+pub mod cron;
 pub mod file;
 pub mod stdin;
 
@@ -12,7 +13,7 @@ use crate::{
 };
 
 pub type Build = fn(&Table, InputContext) -> Result<Box<dyn Input>, PluginError>;
-pub const CATALOG: &[Plugin<Build>] = &[stdin::PLUGIN, file::PLUGIN_V1, file::PLUGIN_V2];
+pub const CATALOG: &[Plugin<Build>] = &[stdin::PLUGIN, file::PLUGIN_V1, file::PLUGIN_V2, cron::PLUGIN];
 
 /// What an input is given at its mount.
 #[derive(Clone)]

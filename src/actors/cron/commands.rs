@@ -1,0 +1,319 @@
+//! Commands from the store, each done once: claimed by one transaction (it goes, and its result says `claimed` with the id of the run),
+//! then given to the runner, then answered. Without actix.
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use jiff::Timestamp;
+
+use crate::{
+    messages::jobs::{Action, CommandAnswer, JobCommand},
+    model::RunId,
+    store::{
+        Compare, Entry, LeaseId, Op, SharedStore, StoreError, Transaction,
+        keys::{self, Answer, Command},
+    },
+};
+
+/// Results stand that long.
+const ANSWER_STANDS: Duration = Duration::from_secs(60);
+/// A command that is later than this past its end is not done: whoever sent it has been told that nobody answered.
+const GRACE: i64 = 5;
+
+/// How the runner is asked. None: it did not answer.
+pub type AskRunner<'a> = &'a (dyn Fn(JobCommand) -> BoxFuture<'static, Option<CommandAnswer>> + Send + Sync);
+
+/// One command, to its end. An error is one of the store, and the command is still there: try again while it has not expired.
+pub async fn serve(
+    store: &SharedStore,
+    ip: &str,
+    entry: &Entry,
+    run_id: RunId,
+    now: Timestamp,
+    ask: AskRunner<'_>,
+) -> Result<(), StoreError> {
+    let Some(id) = entry.key.strip_prefix(&keys::commands(ip)) else {
+        return Ok(());
+    };
+    let key = keys::result(ip, id);
+    let lease = store.grant(ANSWER_STANDS).await?;
+    let order = understand(&entry.value, id, run_id, now);
+    let first = match &order {
+        Ok(_) => Answer {
+            state: "claimed".into(),
+            run_id: run_id.to_string(),
+            ..Answer::default()
+        },
+        Err(answer) => answer.clone(),
+    };
+    if !claim(store, entry, &key, &first, run_id, lease).await? {
+        let _ = store.revoke(lease).await; // else it ends by itself
+        return Ok(()); // it expired, or another life of ours was faster
+    }
+    let Ok(order) = order else { return Ok(()) };
+    let told = ask(order).await;
+    let answer = match told {
+        Some(CommandAnswer { done, said, run_ids }) => Answer {
+            state: if done { "done" } else { "refused" }.into(),
+            run_id: run_id.to_string(),
+            said,
+            runs: run_ids.iter().map(RunId::to_string).collect(),
+        },
+        None => Answer {
+            state: "refused".into(),
+            run_id: run_id.to_string(),
+            said: "the runner of jobs did not answer".into(),
+            ..Answer::default()
+        },
+    };
+    // It is done. If this is lost, the result goes on saying `claimed`.
+    let told = Transaction::of(vec![Op::put(key, keys::json(&answer), Some(lease))]).idempotent();
+    let _ = store.transact(told).await;
+    Ok(())
+}
+/// Whether it is ours. A lost answer is looked up: the result names our run.
+async fn claim(
+    store: &SharedStore,
+    entry: &Entry,
+    key: &str,
+    answer: &Answer,
+    run_id: RunId,
+    lease: LeaseId,
+) -> Result<bool, StoreError> {
+    let then = vec![Op::delete(&*entry.key), Op::put(key, keys::json(answer), Some(lease))];
+    match store
+        .transact(Transaction::when(vec![Compare::unchanged(entry)], then))
+        .await
+    {
+        Ok(done) => Ok(done.held),
+        Err(StoreError::Unknown(why)) => match store.get(key).await? {
+            Some(result) if keys::read::<Answer>(&result.value).run_id == run_id.to_string() => Ok(true),
+            _ => Err(StoreError::Away(why)),
+        },
+        Err(error) => Err(error),
+    }
+}
+/// What it asks for, or what is answered instead of doing it.
+fn understand(value: &[u8], id: &str, run_id: RunId, now: Timestamp) -> Result<JobCommand, Answer> {
+    let refused = |state: &str, said: String| Answer {
+        state: state.into(),
+        run_id: run_id.to_string(),
+        said,
+        runs: vec![],
+    };
+    let command: Command =
+        serde_json::from_slice(value).map_err(|error| refused("refused", format!("found no command: {error}")))?;
+    let words = Action::WORDS
+        .iter()
+        .map(|(word, _)| *word)
+        .collect::<Vec<_>>()
+        .join(", ");
+    let action = Action::WORDS
+        .iter()
+        .find(|(word, _)| *word == command.action)
+        .map(|(_, action)| *action)
+        .ok_or_else(|| {
+            refused(
+                "refused",
+                format!("`action`: found {:?}, accepted: {words}", command.action),
+            )
+        })?;
+    let task_id = command.task().ok_or_else(|| {
+        refused(
+            "refused",
+            format!("`task_id`: found {}, accepted: text or a number", command.task_id),
+        )
+    })?;
+    let expires = command.expires().ok_or_else(|| {
+        let accepted = "RFC 3339, or seconds since 1970";
+        refused(
+            "refused",
+            format!("`expires`: found {}, accepted: {accepted}", command.expires),
+        )
+    })?;
+    let late = now.as_second() - expires.as_second();
+    if late > GRACE {
+        return Err(refused(
+            "expired",
+            format!("expired {late} s ago, by this host's clock"),
+        ));
+    }
+    let which = match &command.run_id {
+        Some(text) => Some(
+            text.parse()
+                .map_err(|error| refused("refused", format!("`run_id`: {error}")))?,
+        ),
+        None => None,
+    };
+    Ok(JobCommand {
+        action,
+        task_id,
+        group: command.group,
+        id: id.to_owned(),
+        by: "etcd".into(),
+        run_id: if action == Action::Run { Some(run_id) } else { which },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+    use crate::store::{Store, memory::MemoryStore};
+
+    const NOW: &str = "2026-11-25T10:00:00Z";
+    async fn served(store: &MemoryStore, value: &str) -> (Vec<JobCommand>, Option<Answer>) {
+        let key = "/cron/commands/10.0.0.1/c1";
+        store
+            .transact(Transaction::of(vec![Op::put(key, value.to_owned(), None)]))
+            .await
+            .unwrap();
+        let entry = store.get(key).await.unwrap().unwrap();
+        let asked = Arc::new(Mutex::new(vec![]));
+        let ask = {
+            let asked = asked.clone();
+            move |command: JobCommand| -> BoxFuture<'static, Option<CommandAnswer>> {
+                let run_ids = command.run_id.into_iter().collect();
+                asked.lock().unwrap().push(command);
+                Box::pin(std::future::ready(Some(CommandAnswer {
+                    done: true,
+                    said: "started".into(),
+                    run_ids,
+                })))
+            }
+        };
+        let shared: SharedStore = Arc::new(store.clone());
+        serve(
+            &shared,
+            "10.0.0.1",
+            &entry,
+            RunId::of_u128(7),
+            NOW.parse().unwrap(),
+            &ask,
+        )
+        .await
+        .unwrap();
+        let answer = store.get("/cron/results/10.0.0.1/c1").await.unwrap();
+        (
+            asked.lock().unwrap().clone(),
+            answer.map(|entry| keys::read(&entry.value)),
+        )
+    }
+
+    #[tokio::test]
+    async fn done_once_and_answered() {
+        let store = MemoryStore::default();
+        let (asked, answer) = served(
+            &store,
+            r#"{"action":"run","task_id":17,"expires":"2026-11-25T10:01:00Z"}"#,
+        )
+        .await;
+        assert_eq!(asked.len(), 1);
+        assert_eq!(
+            (asked[0].action, &*asked[0].task_id, asked[0].run_id),
+            (Action::Run, "17", Some(RunId::of_u128(7)))
+        );
+        let run = RunId::of_u128(7).to_string();
+        let expected = Answer {
+            state: "done".into(),
+            run_id: run.clone(),
+            said: "started".into(),
+            runs: vec![run],
+        };
+        assert_eq!(answer, Some(expected));
+        assert_eq!(store.get("/cron/commands/10.0.0.1/c1").await.unwrap(), None);
+        assert_eq!(store.leases().len(), 1);
+
+        // Another life of ours has it: not done again.
+        let gone = Entry {
+            key: "/cron/commands/10.0.0.1/c1".into(),
+            value: r#"{"action":"run","task_id":17,"expires":"2026-11-25T10:01:00Z"}"#.into(),
+            create_revision: 2,
+            mod_revision: 2,
+            lease: None,
+        };
+        let ask = |_: JobCommand| -> BoxFuture<'static, Option<CommandAnswer>> { panic!("done twice") };
+        let shared: SharedStore = Arc::new(store.clone());
+        let done = serve(
+            &shared,
+            "10.0.0.1",
+            &gone,
+            RunId::of_u128(8),
+            NOW.parse().unwrap(),
+            &ask,
+        );
+        done.await.unwrap();
+        assert_eq!(store.leases().len(), 1);
+    }
+    #[tokio::test]
+    async fn a_claim_whose_answer_was_lost_is_looked_up() {
+        let store = MemoryStore::default();
+        // The first transaction puts the command.
+        let value = r#"{"action":"kill","task_id":"a","expires":1796031900}"#;
+        store
+            .transact(Transaction::of(vec![Op::put(
+                "/cron/commands/10.0.0.1/c2",
+                value,
+                None,
+            )]))
+            .await
+            .unwrap();
+        let entry = store.get("/cron/commands/10.0.0.1/c2").await.unwrap().unwrap();
+        store.next_transaction(StoreError::Unknown("lost".into()));
+        let asked = Arc::new(Mutex::new(0));
+        let count = asked.clone();
+        let ask = move |_: JobCommand| -> BoxFuture<'static, Option<CommandAnswer>> {
+            *count.lock().unwrap() += 1;
+            Box::pin(std::future::ready(None))
+        };
+        let shared: SharedStore = Arc::new(store.clone());
+        let done = serve(
+            &shared,
+            "10.0.0.1",
+            &entry,
+            RunId::of_u128(7),
+            NOW.parse().unwrap(),
+            &ask,
+        );
+        done.await.unwrap();
+        assert_eq!(*asked.lock().unwrap(), 1);
+    }
+    #[tokio::test]
+    async fn what_cannot_be_done_is_answered_so() {
+        for (value, state, said) in [
+            ("}", "refused", "found no command"),
+            (
+                r#"{"action":"fly","task_id":1,"expires":1}"#,
+                "refused",
+                "`action`: found \"fly\", accepted: run, kill, pause, resume",
+            ),
+            (
+                r#"{"action":"run","task_id":[],"expires":1}"#,
+                "refused",
+                "`task_id`: found []",
+            ),
+            (r#"{"action":"run","task_id":1}"#, "refused", "`expires`: found null"),
+            (
+                r#"{"action":"run","task_id":1,"expires":"2026-11-25T09:59:54Z"}"#,
+                "expired",
+                "expired 6 s ago",
+            ),
+            (
+                r#"{"action":"kill","task_id":1,"expires":"2026-11-25T10:00:00Z","run_id":"x"}"#,
+                "refused",
+                "`run_id`: ",
+            ),
+        ] {
+            let (asked, answer) = served(&MemoryStore::default(), value).await;
+            let answer = answer.unwrap();
+            assert_eq!((asked, &*answer.state), (vec![], state), "{value}");
+            assert!(answer.said.starts_with(said), "{value}: {}", answer.said);
+        }
+        let value = r#"{"action":"run","task_id":1,"expires":"2026-11-25T09:59:55Z"}"#;
+        assert_eq!(
+            served(&MemoryStore::default(), value).await.0.len(),
+            1,
+            "5 s late is still done"
+        );
+    }
+}

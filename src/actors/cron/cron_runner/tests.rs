@@ -1,0 +1,787 @@
+use std::{future::Future, pin::Pin};
+
+use bytes::Bytes;
+use redb::{Database, backends::InMemoryBackend};
+use tokio::sync::{oneshot, watch};
+
+use super::*;
+use crate::{
+    actors::kit::Pulse,
+    clock::{Clock, ManualClock},
+    executors::{End, Order, Processes, SharedCapture, Stop},
+    history::Bounds,
+    messages::{
+        control::Drain,
+        jobs::{
+            Action, AskJob, AskJobs, AskOutput, AskRuns, AskWhyJob, CheckJob, Claim, Claimed, CommandAnswer,
+            JobCommand, JobEntry, JobStateChanged, JobsChanged, MarkOnce, MayFire, OnceMarked, ReleaseClaim,
+        },
+    },
+    metrics::Metrics,
+    model::{JobState, Sign},
+    os::Exit,
+};
+
+/// Starts nothing: a test says how each run ends.
+#[derive(Default)]
+struct Fake {
+    history: Mutex<Option<History>>,
+    runs: Mutex<Vec<FakeRun>>,
+}
+struct FakeRun {
+    order: Order,
+    end: Option<oneshot::Sender<End>>,
+}
+impl Launcher for Fake {
+    fn launch(
+        &self,
+        order: Order,
+        output: SharedCapture,
+        mut stop: watch::Receiver<Option<Stop>>,
+        started: oneshot::Sender<Started>,
+    ) -> Pin<Box<dyn Future<Output = Outcome> + Send>> {
+        let (end, told) = oneshot::channel();
+        if let Some(history) = &*self.history.lock().unwrap() {
+            let record = history.run(order.run_id.parse().unwrap()).unwrap();
+            let state = record.map(|record| record.state.word());
+            assert_eq!(
+                state,
+                Some("running"),
+                "its start stands on the disk before it is started"
+            );
+        }
+        output.lock().push(format!("I am {}\n", order.task_id).as_bytes());
+        self.runs.lock().unwrap().push(FakeRun { order, end: Some(end) });
+        let _ = started.send(Started {
+            pid: 1,
+            pid_started: 1,
+            tree: crate::model::job::Tree::Sweep,
+        });
+        Box::pin(async move {
+            let end = tokio::select! {
+                end = told => end.unwrap(),
+                asked = stop.wait_for(Option::is_some) => match asked.unwrap().clone() {
+                    Some(Stop::Kill(by)) => End::Killed(by),
+                    _ => End::Left,
+                },
+            };
+            Outcome {
+                end,
+                unkillable: vec![],
+            }
+        })
+    }
+}
+/// Answers as it is told, and keeps what it heard.
+struct Watcher {
+    heard: Arc<Mutex<Vec<String>>>,
+    claim: Claimed,
+    once: OnceMarked,
+}
+impl Actor for Watcher {
+    type Context = Context<Self>;
+}
+macro_rules! hears {
+    ($message:ty, $result:ty, |$watcher:ident, $told:ident| $shown:expr, $answer:expr) => {
+        impl Handler<$message> for Watcher {
+            type Result = MessageResult<$message>;
+            fn handle(&mut self, $told: $message, _: &mut Self::Context) -> Self::Result {
+                let $watcher = self;
+                let shown = $shown;
+                $watcher.heard.lock().unwrap().push(shown);
+                MessageResult($answer)
+            }
+        }
+    };
+}
+hears!(
+    JobStateChanged,
+    (),
+    |watcher, told| format!("{} {} {}", told.0.key.task_id, told.0.state.word(), told.0.error),
+    ()
+);
+hears!(
+    Claim,
+    Claimed,
+    |watcher, told| format!("claim {} {}", told.job.task_id, told.planned),
+    watcher.claim.clone()
+);
+hears!(
+    ReleaseClaim,
+    (),
+    |watcher, told| format!("release {}", told.job.task_id),
+    ()
+);
+hears!(
+    MarkOnce,
+    OnceMarked,
+    |watcher, told| format!("once {} {}", told.job.task_id, told.create_revision),
+    watcher.once.clone()
+);
+
+struct House {
+    clock: Arc<ManualClock>,
+    fake: Arc<Fake>,
+    history: History,
+    runner: Addr<CronRunner>,
+    heard: Arc<Mutex<Vec<String>>>,
+    pulse: SharedPulse,
+}
+const BEGIN: &str = "2024-01-15T10:00:30Z";
+impl House {
+    async fn new() -> Self {
+        let database = Database::builder().create_with_backend(InMemoryBackend::new()).unwrap();
+        Self::on(Arc::new(database), BEGIN, |_| {}, Claimed::Granted, OnceMarked::Marked).await
+    }
+    async fn with(change: impl FnOnce(&mut CronRunnerParts), claim: Claimed, once: OnceMarked) -> Self {
+        let database = Database::builder().create_with_backend(InMemoryBackend::new()).unwrap();
+        Self::on(Arc::new(database), BEGIN, change, claim, once).await
+    }
+    async fn on(
+        database: Arc<Database>,
+        begin: &str,
+        change: impl FnOnce(&mut CronRunnerParts),
+        claim: Claimed,
+        once: OnceMarked,
+    ) -> Self {
+        let clock = ManualClock::at(begin.parse().unwrap());
+        let history = History::open(database, Bounds::default()).unwrap();
+        let fake = Arc::new(Fake::default());
+        *fake.history.lock().unwrap() = Some(history.clone());
+        let pulse = Pulse::new("cron/runner", Metrics::new().restarts.clone());
+        let mut parts = CronRunnerParts {
+            memories: history.memories().unwrap(),
+            lost: history.take_lost(begin.parse().unwrap()).unwrap(),
+            history: history.clone(),
+            launcher: fake.clone(),
+            executors: Executors::new([]),
+            limits: Limits::default(),
+            guards: Guards::default(),
+            notifier: None,
+            enabled: true,
+            max_parallel: 64,
+            start_grace: Duration::from_secs(60),
+            drain: Duration::from_secs(20),
+            sign: Sign::new(Duration::from_secs(30)),
+            pulse: pulse.clone(),
+            clock: clock.clone(),
+            log: slog::Logger::root(slog::Discard, slog::o!()),
+        };
+        change(&mut parts);
+        let runner = CronRunner::new(parts).start();
+        let heard = Arc::new(Mutex::new(vec![]));
+        let watcher = Watcher {
+            heard: heard.clone(),
+            claim,
+            once,
+        };
+        let watcher = watcher.start();
+        let meet = MeetWatcher {
+            state_changed: watcher.clone().recipient(),
+            claim: watcher.clone().recipient(),
+            release: watcher.clone().recipient(),
+            once: watcher.recipient(),
+        };
+        runner.send(meet).await.unwrap();
+        Self {
+            clock,
+            fake,
+            history,
+            runner,
+            heard,
+            pulse,
+        }
+    }
+    async fn put_as(&self, key: JobKey, value: &str, revision: i64) -> (JobState, String) {
+        let entry = JobEntry {
+            key,
+            value: Bytes::copy_from_slice(value.as_bytes()),
+            create_revision: 1,
+            mod_revision: revision,
+        };
+        let change = JobsChanged {
+            full: false,
+            put: vec![entry],
+            removed: vec![],
+        };
+        let answer = self.runner.send(change).await.unwrap().remove(0);
+        (answer.state, answer.error)
+    }
+    async fn put(&self, task: &str, more: &str) {
+        let value = format!(r#"{{"cmd": "date", "express": "* * * * *"{more}}}"#);
+        assert_eq!(
+            self.put_as(JobKey::host("10.0.0.1", task), &value, 1).await,
+            (JobState::Ok, String::new())
+        );
+    }
+    async fn pass(&self, time: Duration) {
+        self.clock.advance(time);
+        self.look().await;
+    }
+    /// Any message makes it look at the clock.
+    async fn look(&self) {
+        self.runner.send(MayFire { refused: None }).await.unwrap();
+    }
+    /// To the next full minute, so that something is due.
+    async fn minute(&self) {
+        let past = self.clock.wall().as_second() % 60;
+        self.pass(Duration::from_secs((60 - past) as u64)).await;
+    }
+    /// Starts so far.
+    fn started(&self) -> usize {
+        self.fake.runs.lock().unwrap().len()
+    }
+    async fn until_started(&self, n: usize) {
+        while self.started() < n {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        assert_eq!(self.started(), n);
+    }
+    async fn end(&self, n: usize, end: End) {
+        let tell = self.fake.runs.lock().unwrap()[n].end.take().unwrap();
+        tell.send(end).unwrap();
+        let id = self.run_id(n);
+        while self
+            .history
+            .run(id)
+            .unwrap()
+            .is_none_or(|record| !record.state.is_over())
+        {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+    fn run_id(&self, n: usize) -> RunId {
+        self.fake.runs.lock().unwrap()[n].order.run_id.parse().unwrap()
+    }
+    async fn runs(&self) -> Vec<RunRecord> {
+        let mut runs = self
+            .runner
+            .send(AskRuns {
+                task_id: None,
+                most: 100,
+            })
+            .await
+            .unwrap();
+        runs.sort_by_key(|run| (run.planned, run.attempt, run.job.clone()));
+        runs
+    }
+    async fn states(&self) -> Vec<String> {
+        self.runs().await.iter().map(|run| run.state.to_string()).collect()
+    }
+    async fn command(&self, action: Action, task: &str) -> CommandAnswer {
+        let command = JobCommand {
+            action,
+            task_id: task.into(),
+            group: None,
+            id: "1".into(),
+            by: "test".into(),
+            run_id: None,
+        };
+        self.runner.send(command).await.unwrap()
+    }
+    fn heard(&self) -> Vec<String> {
+        self.heard.lock().unwrap().clone()
+    }
+    async fn until_heard(&self, n: usize) -> Vec<String> {
+        while self.heard().len() < n {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        self.heard()
+    }
+}
+fn ok() -> End {
+    End::Exited(Exit::Code(0))
+}
+fn failed() -> End {
+    End::Exited(Exit::Code(3))
+}
+
+#[actix_rt::test]
+async fn an_instant_becomes_a_run_with_its_record() {
+    let house = House::new().await;
+    house
+        .put(
+            "17",
+            r#", "args": ["a"], "env": {"A": "1"}, "dir": "/tmp", "timeout": "1m""#,
+        )
+        .await;
+    house.minute().await;
+    house.until_started(1).await;
+    let order = house.fake.runs.lock().unwrap()[0].order.clone();
+    assert_eq!(
+        (order.program.as_str(), order.args.join(" ").as_str()),
+        ("bash", "-c date bash a")
+    );
+    assert_eq!(
+        (order.task_id.as_str(), order.fire_time.as_str()),
+        ("17", "2024-01-15T10:01:00Z")
+    );
+    assert_eq!(
+        (order.env, order.dir.as_deref(), order.timeout),
+        (
+            vec![("A".into(), "1".into())],
+            Some("/tmp"),
+            Some(Duration::from_secs(60))
+        )
+    );
+    let said = |from| {
+        house.runner.send(AskOutput {
+            run_id: house.run_id(0),
+            from,
+        })
+    };
+    let view = said(5).await.unwrap().unwrap();
+    assert_eq!((view.bytes.as_slice(), view.from, view.ended), (&b"17\n"[..], 5, false));
+    house.end(0, ok()).await;
+    let view = said(5).await.unwrap().unwrap();
+    assert_eq!((view.bytes.as_slice(), view.from, view.ended), (&b"17\n"[..], 5, true));
+    let [run] = &house.runs().await[..] else {
+        panic!("one run")
+    };
+    assert_eq!((run.state.word(), run.output_bytes, run.attempt), ("succeeded", 8, 1));
+    let views = house.runner.send(AskJobs).await.unwrap();
+    assert_eq!(views[0].last.as_ref().map(|last| last.run_id), Some(run.run_id));
+    assert_eq!(views[0].next, Some("2024-01-15T10:02:00Z".parse().unwrap()));
+    assert!(house.heard().is_empty(), "never told once a run");
+    assert_eq!(house.pulse.word(), "running");
+}
+/// BEHAVIOUR 82.
+#[actix_rt::test]
+async fn a_malformed_job_is_shown_and_the_others_go_on() {
+    let house = House::new().await;
+    let huge = format!(r#"{{"cmd": "{}"}}"#, "x".repeat(1 << 20));
+    for (n, value) in [
+        "no json",
+        "[]",
+        r#"{"cmd": 1}"#,
+        r#"{"cmd": "x", "express": "* 25 * * *"}"#,
+        &huge,
+    ]
+    .iter()
+    .enumerate()
+    {
+        let (state, error) = house
+            .put_as(JobKey::host("10.0.0.1", format!("bad{n}")), value, 1)
+            .await;
+        assert!(state == JobState::Invalid && error.contains("accepted: "), "{error}");
+        let shown = house.runner.send(AskWhyJob(format!("bad{n}"))).await.unwrap().unwrap();
+        assert_eq!(shown, format!("job bad{n} is invalid: {error}"));
+    }
+    house.put("17", "").await;
+    house.minute().await;
+    house.until_started(1).await;
+    assert_eq!(house.fake.runs.lock().unwrap()[0].order.task_id, "17");
+    house.put("bad3", "").await;
+    house.minute().await;
+    house.until_started(2).await;
+}
+/// BEHAVIOUR 85.
+#[actix_rt::test]
+async fn who_was_frozen_for_longer_than_its_lease_has_word_before_it_starts_anything() {
+    let sign = Sign::new(Duration::from_secs(30));
+    let house = House::with(|parts| parts.sign = sign.clone(), Claimed::Granted, OnceMarked::Marked).await;
+    sign.note(house.clock.steady());
+    house.put("17", "").await;
+    house.minute().await; // 30 s: it may be as late as that
+    house.until_started(1).await;
+    house.end(0, ok()).await;
+    house.minute().await;
+    house.look().await;
+    assert_eq!(house.started(), 1, "60 s later nobody has said how it stands");
+    sign.note(house.clock.steady());
+    house.look().await;
+    house.until_started(2).await;
+}
+#[actix_rt::test]
+async fn overlap_does_what_it_says() {
+    for (overlap, starts, states) in [
+        ("skip", 1, vec!["running", "skipped(overlap)", "skipped(overlap)"]),
+        ("queue", 1, vec!["running", "queued", "skipped(the queue is full)"]),
+        ("parallel", 3, vec!["running", "running", "running"]),
+        (
+            "replace",
+            3,
+            vec![
+                "killed(the run that replaces it)",
+                "killed(the run that replaces it)",
+                "running",
+            ],
+        ),
+    ] {
+        let house = House::new().await;
+        house.put("17", &format!(r#", "overlap": "{overlap}""#)).await;
+        for n in 1..=3 {
+            house.minute().await;
+            house.until_started(starts.min(n)).await;
+        }
+        assert_eq!(house.states().await, states, "{overlap}");
+        if overlap == "queue" {
+            house.end(0, ok()).await;
+            house.until_started(2).await;
+            assert_eq!(house.states().await[..2], ["succeeded", "running"]);
+        }
+    }
+}
+#[actix_rt::test]
+async fn a_queued_run_that_waited_too_long_is_missed() {
+    let house = House::new().await;
+    house.put("17", r#", "overlap": "queue""#).await;
+    house.minute().await;
+    house.until_started(1).await;
+    house.minute().await;
+    house.pass(TOO_LATE + Duration::from_secs(2)).await;
+    house.end(0, ok()).await;
+    house.look().await;
+    let states = house.states().await;
+    assert_eq!(states[..2], ["succeeded", "missed(1)"], "{states:?}");
+}
+#[actix_rt::test]
+async fn so_many_at_one_time() {
+    let house = House::with(|parts| parts.max_parallel = 2, Claimed::Granted, OnceMarked::Marked).await;
+    for task in ["a", "b", "c", "d"] {
+        house.put(task, "").await;
+    }
+    house.minute().await;
+    house.until_started(2).await;
+    let mut states = house.states().await;
+    states.sort();
+    assert_eq!(states, ["queued", "queued", "running", "running"]);
+    house.end(1, ok()).await;
+    house.until_started(3).await;
+    house.end(0, ok()).await;
+    house.until_started(4).await;
+}
+#[actix_rt::test]
+async fn what_fails_is_tried_again_until_the_next_instant() {
+    let house = House::new().await;
+    house.put("17", r#", "retries": 5, "retry_wait": "10s""#).await;
+    house.minute().await;
+    house.until_started(1).await;
+    house.end(0, failed()).await;
+    house.pass(Duration::from_secs(9)).await;
+    assert_eq!(house.started(), 1);
+    house.pass(Duration::from_secs(1)).await;
+    house.until_started(2).await;
+    house.end(1, failed()).await;
+    house.pass(Duration::from_secs(20)).await;
+    house.until_started(3).await;
+    // 40 s more would be past the next instant.
+    house.end(2, failed()).await;
+    assert_eq!(house.until_heard(1).await, ["17 failing failed(3)"]);
+    let runs = house.runs().await;
+    assert_eq!(runs.iter().map(|run| run.attempt).collect::<Vec<_>>(), [1, 2, 3]);
+    assert_eq!(runs.iter().filter(|run| run.planned != runs[0].planned).count(), 0);
+    // Good again; and told once each way.
+    house.minute().await;
+    house.until_started(4).await;
+    house.end(3, ok()).await;
+    assert_eq!(house.until_heard(2).await, ["17 failing failed(3)", "17 ok "]);
+}
+#[actix_rt::test]
+async fn a_retry_that_succeeds_was_no_failure() {
+    let house = House::new().await;
+    house.put("17", r#", "retries": 1"#).await;
+    house.minute().await;
+    house.until_started(1).await;
+    house.end(0, End::NotStarted("no".into())).await;
+    house.pass(Duration::from_secs(2)).await;
+    house.until_started(2).await;
+    house.end(1, ok()).await;
+    house.look().await;
+    assert_eq!(house.states().await, ["failed", "succeeded"]);
+    assert!(house.heard().is_empty());
+}
+#[actix_rt::test]
+async fn orders_are_answered() {
+    let house = House::new().await;
+    house.put("17", "").await;
+    let run = house.command(Action::Run, "17").await;
+    assert_eq!((run.done, run.said.as_str(), run.run_ids.len()), (true, "started", 1));
+    house.until_started(1).await;
+    let again = house.command(Action::Run, "17").await;
+    assert_eq!(
+        (again.done, again.said.as_str()),
+        (false, "a run of the job is present, and its overlap is skip")
+    );
+    let killed = house.command(Action::Kill, "17").await;
+    assert_eq!((killed.done, killed.run_ids), (true, run.run_ids));
+    while house.states().await != ["killed(test)"] {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert_eq!(
+        house.command(Action::Kill, "17").await.said,
+        "no run of `17` is present"
+    );
+    for action in [Action::Run, Action::Kill, Action::Pause, Action::Resume] {
+        let answer = house.command(action, "18").await;
+        assert_eq!((answer.done, answer.said.as_str()), (false, "there is no job `18`"));
+    }
+    assert_eq!(
+        house.command(Action::Pause, "17").await.said,
+        "paused; a present run goes on"
+    );
+    assert_eq!(house.command(Action::Pause, "17").await.said, "it was paused already");
+    house.minute().await;
+    assert!(house.command(Action::Run, "17").await.done, "paused, it runs by order");
+    house.until_started(2).await;
+    house.end(1, ok()).await;
+    assert_eq!(house.command(Action::Resume, "17").await.said, "resumed");
+    house.minute().await;
+    house.until_started(3).await;
+    assert_eq!(house.until_heard(2).await, ["17 paused ", "17 ok "]);
+    let why = house.runner.send(AskWhyJob("17".into())).await.unwrap().unwrap();
+    assert_eq!(why, "job 17 runs now, or waits to (1 present); its last run: succeeded");
+    let detail = house
+        .runner
+        .send(AskJob {
+            group: None,
+            task_id: "17".into(),
+        })
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(detail.next.len(), 5);
+    let check = |value: &str| CheckJob {
+        group: None,
+        task_id: "x".into(),
+        value: Bytes::copy_from_slice(value.as_bytes()),
+    };
+    assert_eq!(house.runner.send(check("{}")).await.unwrap().unwrap_err().field, "cmd");
+    assert_eq!(
+        house
+            .runner
+            .send(check(r#"{"cmd": "x", "express": "@daily"}"#))
+            .await
+            .unwrap()
+            .unwrap()
+            .len(),
+        5
+    );
+}
+#[actix_rt::test]
+async fn what_waits_ends_with_its_job() {
+    let house = House::new().await;
+    house.put("17", r#", "overlap": "queue""#).await;
+    house.minute().await;
+    house.until_started(1).await;
+    house.minute().await;
+    let gone = JobsChanged {
+        full: false,
+        put: vec![],
+        removed: vec![JobKey::host("10.0.0.1", "17")],
+    };
+    house.runner.send(gone).await.unwrap();
+    assert_eq!(house.states().await, ["running", "skipped(the job is gone)"]);
+    house.end(0, ok()).await;
+    assert_eq!(house.states().await, ["succeeded", "skipped(the job is gone)"]);
+}
+#[actix_rt::test]
+async fn nothing_fires_while_it_may_not() {
+    let house = House::new().await;
+    house.put("17", "").await;
+    let refused = Some("10.0.0.1 is held by another".to_owned());
+    house.runner.send(MayFire { refused }).await.unwrap();
+    house.clock.advance(Duration::from_secs(30));
+    house
+        .runner
+        .send(MayFire {
+            refused: Some("still".into()),
+        })
+        .await
+        .unwrap();
+    assert_eq!(house.states().await, ["skipped(still)"]);
+    house.minute().await;
+    house.until_started(1).await;
+}
+/// BEHAVIOUR 91, the runner's part.
+#[actix_rt::test]
+async fn an_exclusive_firing_is_claimed_first() {
+    let value = r#"{"cmd": "date", "express": "* * * * *", "exclusive": true, "retries": 1}"#;
+    let key = JobKey::group("web", "17");
+    for (claim, states) in [
+        (Claimed::Taken("another".into()), vec![]),
+        (Claimed::NoStore("away".into()), vec!["skipped(no claim)"]),
+    ] {
+        let house = House::with(|_| {}, claim, OnceMarked::Marked).await;
+        house.put_as(key.clone(), value, 1).await;
+        house.minute().await;
+        house.until_heard(1).await;
+        house.look().await;
+        house.look().await;
+        assert_eq!(
+            (house.states().await, house.started()),
+            (states.into_iter().map(str::to_owned).collect(), 0)
+        );
+    }
+    let house = House::new().await;
+    house.put_as(key, value, 1).await;
+    house.minute().await;
+    house.until_started(1).await;
+    house.end(0, failed()).await;
+    house.pass(Duration::from_secs(2)).await;
+    house.until_started(2).await;
+    house.end(1, ok()).await;
+    // Held from try to try, released once.
+    assert_eq!(
+        house.until_heard(2).await,
+        ["claim 17 2024-01-15T10:01:00Z", "release 17"]
+    );
+}
+/// BEHAVIOUR 97, the runner's part.
+#[actix_rt::test]
+async fn a_once_job_is_marked_and_runs_once() {
+    let database = Arc::new(Database::builder().create_with_backend(InMemoryBackend::new()).unwrap());
+    let value = r#"{"cmd": "date", "type": "once"}"#;
+    let key = JobKey::host("10.0.0.1", "17");
+    let house = House::on(
+        database.clone(),
+        BEGIN,
+        |_| {},
+        Claimed::Granted,
+        OnceMarked::NoStore("away".into()),
+    )
+    .await;
+    house.put_as(key.clone(), value, 1).await;
+    house.until_heard(1).await;
+    house.pass(Duration::from_secs(6)).await;
+    assert_eq!(
+        house.until_heard(2).await,
+        ["once 17 1", "once 17 1"],
+        "it waits for the store"
+    );
+    assert_eq!(house.started(), 0);
+    let house = House::on(database.clone(), BEGIN, |_| {}, Claimed::Granted, OnceMarked::Marked).await;
+    house.put_as(key.clone(), value, 1).await;
+    house.until_started(1).await;
+    house.end(0, ok()).await;
+    assert_eq!(house.runs().await[0].cause.word(), "once");
+    house
+        .put_as(key.clone(), &value.replace("}", r#", "status": "running"}"#), 2)
+        .await;
+    house.pass(Duration::from_secs(60)).await;
+    // And not after a restart, nor where the store knows better than a lost data dir.
+    let house = House::on(database, BEGIN, |_| {}, Claimed::Granted, OnceMarked::Marked).await;
+    house.put_as(key.clone(), value, 3).await;
+    house.pass(Duration::from_secs(60)).await;
+    assert_eq!((house.started(), house.heard().len()), (0, 0));
+    let house = House::with(|_| {}, Claimed::Granted, OnceMarked::Already).await;
+    house.put_as(key.clone(), value, 3).await;
+    house.until_heard(1).await;
+    house.pass(Duration::from_secs(60)).await;
+    assert_eq!((house.started(), house.heard().len()), (0, 1));
+    let house = House::with(|_| {}, Claimed::Granted, OnceMarked::TooYoung).await;
+    house.put_as(key, value, 3).await;
+    house.until_heard(1).await;
+    while house.states().await != ["skipped(this host was not there when the job was put)"] {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+/// BEHAVIOUR 86, the runner's part: a fresh runner on the same disk.
+#[actix_rt::test]
+async fn runs_of_a_killed_agent_are_lost_and_not_run_again() {
+    let database = Arc::new(Database::builder().create_with_backend(InMemoryBackend::new()).unwrap());
+    let house = House::on(database.clone(), BEGIN, |_| {}, Claimed::Granted, OnceMarked::Marked).await;
+    house.put("17", "").await;
+    house.minute().await;
+    house.until_started(1).await;
+    let again = House::on(
+        database,
+        "2024-01-15T10:01:10Z",
+        |_| {},
+        Claimed::Granted,
+        OnceMarked::Marked,
+    )
+    .await;
+    again.put("17", "").await;
+    again.look().await;
+    assert_eq!((again.states().await, again.started()), (vec!["lost".to_owned()], 0));
+}
+#[actix_rt::test]
+async fn a_stop_waits_or_kills_as_the_job_says() {
+    let house = House::new().await;
+    house.put("waits", "").await;
+    house.put("dies", r#", "on_agent_stop": "kill""#).await;
+    house.put("jitters", r#", "jitter": "1h""#).await;
+    house.minute().await;
+    house.until_started(2).await;
+    let drained = house.runner.send(Drain);
+    tokio::pin!(drained);
+    let waits = house
+        .fake
+        .runs
+        .lock()
+        .unwrap()
+        .iter()
+        .position(|run| run.order.task_id == "waits")
+        .unwrap();
+    assert!(tokio::time::timeout(Duration::ZERO, drained.as_mut()).await.is_err());
+    house.end(waits, ok()).await;
+    drained.await.unwrap();
+    let mut states = house
+        .runs()
+        .await
+        .iter()
+        .map(|run| format!("{} {}", run.job.task_id, run.state))
+        .collect::<Vec<_>>();
+    states.sort();
+    assert_eq!(
+        states,
+        [
+            "dies killed(the agent's stop)",
+            "jitters skipped(the agent stops)",
+            "waits succeeded"
+        ]
+    );
+    house.minute().await;
+    assert_eq!(house.started(), 2, "nothing new after that");
+}
+#[actix_rt::test]
+async fn a_stop_kills_who_stays_too_long() {
+    let house = House::with(
+        |parts| parts.drain = Duration::from_millis(100),
+        Claimed::Granted,
+        OnceMarked::Marked,
+    )
+    .await;
+    house.put("17", "").await;
+    house.minute().await;
+    house.until_started(1).await;
+    house.runner.send(Drain).await.unwrap();
+    assert_eq!(house.states().await, ["killed(the agent's stop)"]);
+}
+#[actix_rt::test]
+async fn jobs_may_be_off() {
+    let house = House::with(|parts| parts.enabled = false, Claimed::Granted, OnceMarked::Marked).await;
+    house.put("17", "").await;
+    house.minute().await;
+    assert_eq!((house.states().await.len(), house.started()), (0, 0));
+    assert_eq!(
+        house.command(Action::Run, "17").await.said,
+        "jobs are off here: [jobs] enabled = false"
+    );
+}
+/// Real processes, to the end.
+#[actix_rt::test]
+async fn from_the_instant_to_a_process() {
+    let processes = |parts: &mut CronRunnerParts| parts.launcher = Arc::new(Processes { cgroups: true });
+    let house = House::with(processes, Claimed::Granted, OnceMarked::Marked).await;
+    let value = r#"{"cmd": "echo here; exit 5", "express": "* * * * *"}"#;
+    house.put_as(JobKey::host("10.0.0.1", "17"), value, 1).await;
+    house.minute().await;
+    assert_eq!(house.until_heard(1).await, ["17 failing failed(5)"]);
+    let [run] = &house.runs().await[..] else {
+        panic!("one run")
+    };
+    assert_eq!((run.state.to_string().as_str(), run.output_bytes), ("failed(5)", 5));
+    assert!(run.pid.is_some() && run.tree.is_some());
+    let view = house
+        .runner
+        .send(AskOutput {
+            run_id: run.run_id,
+            from: 0,
+        })
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!((view.bytes.as_slice(), view.ended), (&b"here\n"[..], true));
+}
