@@ -400,6 +400,7 @@ mod tests {
             job: JobKey::host("10.0.0.1", "7"),
             create_revision,
             value_hash: hash.into(),
+            serial: None,
         };
         let mark = async |ask: &MarkOnce| mark_once(&store, Some(&kept), "10.0.0.1", ask, at(NOW)).await;
         let revision = store.list(&[]).await.unwrap().revision + 1;

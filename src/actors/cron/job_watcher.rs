@@ -1,7 +1,7 @@
 //! Follows the jobs in the store and tells the runner what changed; writes what it answers, takes commands, claims firings. Without a
 //! store in reach the jobs of the last time go on.
 //!
-//! Hears: StandingChanged, JobStateChanged, Claim, ReleaseClaim, MarkOnce, WriteJob, ObserveWatcher, Drain.
+//! Hears: StandingChanged, JobStateChanged, Claim, ReleaseClaim, MarkOnce, WriteJob, CheckSigned, ObserveWatcher, Drain.
 //! Says: JobsChanged → CronRunner, one at a time, the next when it is answered; JobCommand → CronRunner.
 //! Bound: one change under way, `MOST_COMMANDS` commands, one record a task id. Waits: for the store, with a limit each time.
 use std::{
@@ -17,7 +17,8 @@ use jiff::Timestamp;
 use super::{
     claims::{self, Claimer, MOST_SKEW},
     commands,
-    follow::{Follow, Seen},
+    follow::{Follow, Seen, blocking},
+    gate::{self, SharedGate},
     records::Records,
 };
 use crate::{
@@ -25,12 +26,12 @@ use crate::{
     messages::{
         control::Drain,
         jobs::{
-            Claim, Claimed, CommandAnswer, JobAnswer, JobCommand, JobStateChanged, JobsChanged, MarkOnce, OnceMarked,
+            CheckSigned, Claim, Claimed, CommandAnswer, JobAnswer, JobCommand, JobStateChanged, JobsChanged, MarkOnce, OnceMarked,
             ReleaseClaim, WriteJob, WriteRefused, Written,
         },
         lease::{ObserveWatcher, Standing, StandingChanged, WatcherView},
     },
-    model::{JobKey, RunId},
+    model::{Invalid, JobKey, RunId},
     retry::Reconnect,
     store::{
         Entry, LeaseId, Op, SharedStore, StoreError, Transaction,
@@ -59,6 +60,8 @@ pub struct JobWatcherParts {
     pub store: SharedStore,
     /// What is remembered of a store that is elsewhere. None: it is here.
     pub kept: Option<Kept>,
+    /// None: signatures are not looked at.
+    pub gate: Option<SharedGate>,
     pub instance: String,
     /// None: takes no jobs of a group.
     pub group: Option<String>,
@@ -198,7 +201,11 @@ impl JobWatcher {
             prefix: self.parts.prefix.clone(),
             cluster: 0,
         };
-        Follow::new(self.parts.store.clone(), self.parts.kept.clone(), whose)
+        let follow = Follow::new(self.parts.store.clone(), self.parts.kept.clone(), whose);
+        match &self.parts.gate {
+            Some(gate) => follow.with_gate(gate.clone(), self.parts.clock.clone()),
+            None => follow,
+        }
     }
     /// No jobs are ours: the runner hears it until it has.
     fn clear(&mut self, ctx: &mut Context<Self>) {
@@ -368,7 +375,7 @@ impl JobWatcher {
         };
         let Some(entry) = self.commands.pop_front() else { return };
         self.serving = true;
-        let store = self.parts.store.clone();
+        let (store, gate) = (self.parts.store.clone(), self.parts.gate.clone());
         let (now, runner, log) = (
             self.parts.clock.wall(),
             self.parts.commands.clone(),
@@ -380,7 +387,7 @@ impl JobWatcher {
                 let asked = tokio::time::timeout(COMMAND, runner.send(command));
                 asked.map(|answer| answer.ok()?.ok()).boxed()
             };
-            let served = commands::serve(&store, &ip.to_string(), &entry, run_id, now, &ask).await;
+            let served = commands::serve(&store, gate.as_ref(), &ip.to_string(), &entry, run_id, now, &ask).await;
             (entry, served)
         };
         ctx.spawn(work.into_actor(self).map(move |(entry, served), watcher, ctx| {
@@ -618,12 +625,15 @@ impl Handler<MarkOnce> for JobWatcher {
         let Some((ip, _)) = self.held() else {
             return Box::pin(std::future::ready(OnceMarked::NoStore("not registered".into())));
         };
-        let (store, kept, now) = (
+        let (store, kept, gate, now) = (
             self.parts.store.clone(),
             self.parts.kept.clone(),
+            self.parts.gate.clone(),
             self.parts.clock.wall(),
         );
-        Box::pin(async move { claims::mark_once(&store, kept.as_ref(), &ip.to_string(), &ask, now).await })
+        Box::pin(
+            async move { gate::mark_once(gate.as_ref(), &store, kept.as_ref(), &ip.to_string(), &ask, now).await },
+        )
     }
 }
 impl Handler<WriteJob> for JobWatcher {
@@ -660,6 +670,26 @@ async fn write_job(store: &SharedStore, key: JobKey, value: Option<bytes::Bytes>
         mod_revision: done.revision,
         existed,
     })
+}
+impl Handler<CheckSigned> for JobWatcher {
+    type Result = ResponseFuture<Result<(), Invalid>>;
+    fn handle(&mut self, ask: CheckSigned, _: &mut Self::Context) -> Self::Result {
+        let key = match (ask.group, self.following) {
+            (Some(group), _) => Some(JobKey::group(group, ask.task_id)),
+            (None, ip) => ip.map(|ip| JobKey::host(ip.to_string(), ask.task_id)),
+        };
+        // Without an address it cannot be written either.
+        let (Some(gate), Some(key)) = (self.parts.gate.clone(), key) else {
+            return Box::pin(std::future::ready(Ok(())));
+        };
+        let now = self.parts.clock.wall();
+        let look = blocking(move || Ok(gate.would_take(&key.path(), &ask.value, now)));
+        Box::pin(async move { look.await.unwrap_or_else(|error| Err(Invalid {
+            field: "signature".into(),
+            found: format!("one that could not be looked at: {error}"),
+            accepted: "one that fits".into(),
+        })) })
+    }
 }
 impl Handler<ObserveWatcher> for JobWatcher {
     type Result = MessageResult<ObserveWatcher>;

@@ -242,6 +242,7 @@ impl CronRunner {
                 job: key.clone(),
                 create_revision: job.create_revision,
                 value_hash: once_id.split_once('/').map_or("", |(_, hash)| hash).to_owned(),
+                serial: job.serial(),
             };
             self.marking.insert(at);
             let answer = watcher.once.send(ask);
@@ -295,6 +296,10 @@ impl CronRunner {
     /// It has a place: its start record is written next.
     pub(super) fn prepare_start(&mut self, id: RunId, now: Timestamp) {
         let Some(run) = self.runs.get_mut(&id) else { return };
+        let job = self.agenda.get(run.at).filter(|job| job.key == run.record.job);
+        if job.is_some_and(|job| job.has_ended(now)) {
+            return self.end_unbegun(id, RunState::Skipped("the signature of the job has ended".into()));
+        }
         let planned = matches!(run.record.cause, Cause::Planned | Cause::Late) && run.record.attempt == 1;
         let late = now.duration_since(run.record.planned);
         if planned && late > jiff::SignedDuration::try_from(TOO_LATE).unwrap_or_default() {

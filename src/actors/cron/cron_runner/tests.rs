@@ -14,7 +14,7 @@ use crate::{
         control::Drain,
         jobs::{
             Action, AskJob, AskJobs, AskOutput, AskRuns, AskWhyJob, CheckJob, Claim, Claimed, CommandAnswer,
-            JobCommand, JobEntry, JobStateChanged, JobsChanged, MarkOnce, MayFire, OnceMarked, ReleaseClaim,
+            JobCommand, JobEntry, JobStateChanged, JobsChanged, MarkOnce, MayFire, OnceMarked, ReleaseClaim, Signed,
         },
     },
     metrics::Metrics,
@@ -198,6 +198,7 @@ impl House {
             value: Bytes::copy_from_slice(value.as_bytes()),
             create_revision: 1,
             mod_revision: revision,
+            signed: Signed::Unasked,
         };
         let change = JobsChanged {
             full: false,
