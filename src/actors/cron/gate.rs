@@ -78,9 +78,7 @@ impl Gate {
     /// Before a command is claimed: the row that is to be kept when it is, and before it is done.
     pub fn command(&self, path: &str, value: &[u8], now: Timestamp) -> Result<Option<Row>, Invalid> {
         let known = self.known();
-        let admitted = known
-            .serials
-            .admit(&self.verifier, Kind::Command, path, value, now)?;
+        let admitted = known.serials.admit(&self.verifier, Kind::Command, path, value, now)?;
         Ok(admitted.row)
     }
     /// It is claimed: never again.

@@ -26,8 +26,8 @@ use crate::{
     messages::{
         control::Drain,
         jobs::{
-            CheckSigned, Claim, Claimed, CommandAnswer, JobAnswer, JobCommand, JobStateChanged, JobsChanged, MarkOnce, OnceMarked,
-            ReleaseClaim, WriteJob, WriteRefused, Written,
+            CheckSigned, Claim, Claimed, CommandAnswer, JobAnswer, JobCommand, JobStateChanged, JobsChanged, MarkOnce,
+            OnceMarked, ReleaseClaim, WriteJob, WriteRefused, Written,
         },
         lease::{ObserveWatcher, Standing, StandingChanged, WatcherView},
     },
@@ -631,9 +631,7 @@ impl Handler<MarkOnce> for JobWatcher {
             self.parts.gate.clone(),
             self.parts.clock.wall(),
         );
-        Box::pin(
-            async move { gate::mark_once(gate.as_ref(), &store, kept.as_ref(), &ip.to_string(), &ask, now).await },
-        )
+        Box::pin(async move { gate::mark_once(gate.as_ref(), &store, kept.as_ref(), &ip.to_string(), &ask, now).await })
     }
 }
 impl Handler<WriteJob> for JobWatcher {
@@ -684,11 +682,15 @@ impl Handler<CheckSigned> for JobWatcher {
         };
         let now = self.parts.clock.wall();
         let look = blocking(move || Ok(gate.would_take(&key.path(), &ask.value, now)));
-        Box::pin(async move { look.await.unwrap_or_else(|error| Err(Invalid {
-            field: "signature".into(),
-            found: format!("one that could not be looked at: {error}"),
-            accepted: "one that fits".into(),
-        })) })
+        Box::pin(async move {
+            look.await.unwrap_or_else(|error| {
+                Err(Invalid {
+                    field: "signature".into(),
+                    found: format!("one that could not be looked at: {error}"),
+                    accepted: "one that fits".into(),
+                })
+            })
+        })
     }
 }
 impl Handler<ObserveWatcher> for JobWatcher {

@@ -23,8 +23,8 @@ use crate::{
     messages::{
         control::Drain,
         jobs::{
-            AskJob, AskJobs, AskOutput, AskRuns, AskWhyJob, CheckJob, CheckSigned, CommandAnswer, JobCommand, JobDetail, JobView,
-            LetGo, ObserveRunner, OutputView, WriteJob, WriteRefused, Written,
+            AskJob, AskJobs, AskOutput, AskRuns, AskWhyJob, CheckJob, CheckSigned, CommandAnswer, JobCommand,
+            JobDetail, JobView, LetGo, ObserveRunner, OutputView, WriteJob, WriteRefused, Written,
         },
     },
     model::{Invalid, RunId, RunRecord, SharedSign, Sign, job::Limits},

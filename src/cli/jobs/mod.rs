@@ -321,14 +321,7 @@ fn fleet_of(of: &Of) -> Result<String, Failed> {
     let fleet = config["jobs"]["fleet"].as_str().map(str::to_owned);
     fleet.ok_or_else(|| Failed::usage("this agent has no [jobs] fleet, accepted: --fleet NAME"))
 }
-fn put(
-    id: Option<&str>,
-    value: Option<&str>,
-    file: Option<&PathBuf>,
-    check: bool,
-    with: &sign::With,
-    of: &Of,
-) -> Done {
+fn put(id: Option<&str>, value: Option<&str>, file: Option<&PathBuf>, check: bool, with: &sign::With, of: &Of) -> Done {
     let value = match (value, file) {
         (Some(_), Some(_)) => return Err(Failed::usage("a value and --file were given, accepted: one of them")),
         (Some(value), None) => value.to_owned(),

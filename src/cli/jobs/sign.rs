@@ -66,7 +66,9 @@ impl With {
         at: impl FnOnce() -> Result<String, Failed>,
         fleet: impl FnOnce() -> Result<String, Failed>,
     ) -> Result<String, Failed> {
-        let Some(key) = &self.sign else { return Ok(value.to_owned()) };
+        let Some(key) = &self.sign else {
+            return Ok(value.to_owned());
+        };
         let fleet = self.fleet.clone().map_or_else(fleet, Ok)?;
         signed(value, key, &fleet, &at()?, self.serial, self.valid_for)
     }
@@ -84,7 +86,14 @@ pub fn sign(asked: &Sign, read: impl FnOnce(Option<&PathBuf>) -> Result<String, 
         (Some(value), None) => value.clone(),
         (None, file) => read(file.as_ref())?,
     };
-    let signed = signed(&value, &asked.key, &asked.fleet, &asked.at, asked.serial, asked.valid_for)?;
+    let signed = signed(
+        &value,
+        &asked.key,
+        &asked.fleet,
+        &asked.at,
+        asked.serial,
+        asked.valid_for,
+    )?;
     print(&signed);
     Ok(0)
 }
