@@ -4,6 +4,7 @@
 mod kit;
 
 mod actors;
+mod exclusive;
 mod process;
 mod roles;
 mod store;

@@ -175,7 +175,7 @@ impl Follow {
             .collect::<Vec<_>>();
         let judged = blocking(move || Ok(gate.jobs(&asked, now))).await;
         let (verdicts, unkept) = judged.unwrap_or_else(|_| (vec![], true));
-        door.unkept = unkept;
+        door.unkept |= unkept;
         // If that fell, there are none, and nothing is let in.
         let mut verdicts = verdicts.into_iter();
         for job in &mut jobs.put {
@@ -244,6 +244,9 @@ impl Follow {
         let listing = self.store.list(&self.prefixes()).await?;
         self.reads += 1;
         self.read_again = Instant::now() + READ_AGAIN;
+        if let Some(door) = &mut self.door {
+            door.unkept = false; // all that was refused is asked again
+        }
         if listing.cluster != self.whose.cluster {
             self.whose.cluster = listing.cluster;
             self.remembered = false;

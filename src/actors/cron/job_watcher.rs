@@ -404,16 +404,29 @@ impl JobWatcher {
     }
 
     // ---- what is to be tidied up, whenever the store is there
+    /// How many agents there are; whether the clock is still off.
+    fn is_to_be_asked(&self) -> (bool, bool) {
+        let age = |at: Duration| self.now().saturating_sub(at);
+        let count = self.agents.is_none_or(|(at, _)| age(at) >= COUNT_EVERY);
+        let off = |(at, skew): (Duration, i64)| skew > MOST_SKEW && age(at) >= SKEW_EVERY;
+        (self.parts.group.is_some() && count, self.skew.is_some_and(off))
+    }
+    fn ask_again(&mut self, ctx: &mut Context<Self>) {
+        if self.is_to_be_asked() != (false, false) {
+            self.tidy(ctx);
+        }
+    }
     fn tidy(&mut self, ctx: &mut Context<Self>) {
         let (false, false, Some((ip, lease))) = (self.tidying, self.drained, self.held()) else {
             return;
         };
-        let stale = |at: Option<Duration>| at.is_none_or(|at| self.now().saturating_sub(at) >= COUNT_EVERY);
-        let count = self.parts.group.is_some() && stale(self.agents.map(|(at, _)| at));
-        if !count && self.to_release.is_empty() && self.to_unmark.is_empty() && self.running.is_empty() {
+        let (count, off) = self.is_to_be_asked();
+        let nothing = self.to_release.is_empty() && self.to_unmark.is_empty() && self.running.is_empty();
+        if !count && !off && nothing {
             return;
         }
         self.tidying = true;
+        let clock = self.parts.clock.clone();
         let (store, kept, instance) = (
             self.parts.store.clone(),
             self.parts.kept.clone(),
@@ -425,6 +438,9 @@ impl JobWatcher {
             let mut tidied = Tidied::default();
             if count {
                 tidied.agents = store.count(keys::HEALTH).await.ok();
+            }
+            if off {
+                tidied.skew = look_at_clock(&store, &clock).await.ok();
             }
             for (job, run_id) in release {
                 if claims::release(&store, &job, run_id).await.is_ok() {
@@ -449,6 +465,9 @@ impl JobWatcher {
             if let Some(agents) = tidied.agents {
                 watcher.agents = Some((watcher.now(), agents));
             }
+            if let Some(skew) = tidied.skew {
+                watcher.skew = Some((watcher.now(), skew));
+            }
             for (job, run_id) in tidied.released {
                 if watcher.to_release.get(&job) == Some(&run_id) {
                     watcher.to_release.remove(&job);
@@ -463,6 +482,7 @@ impl JobWatcher {
 #[derive(Default)]
 struct Tidied {
     agents: Option<u64>,
+    skew: Option<i64>,
     released: Vec<(JobKey, RunId)>,
     unmarked: Vec<JobKey>,
 }
@@ -556,9 +576,10 @@ impl Handler<JobStateChanged> for JobWatcher {
 }
 impl Handler<Claim> for JobWatcher {
     type Result = ResponseActFuture<Self, Claimed>;
-    fn handle(&mut self, claim: Claim, _: &mut Self::Context) -> Self::Result {
+    fn handle(&mut self, claim: Claim, ctx: &mut Self::Context) -> Self::Result {
+        self.ask_again(ctx);
         let Some((_, lease)) = self.held() else {
-            let none = Claimed::NoStore("no claim: not registered".into());
+            let none = Claimed::NoStore("not registered".into());
             return Box::pin(std::future::ready(none).into_actor(self));
         };
         let (store, instance, clock) = (
@@ -570,23 +591,6 @@ impl Handler<Claim> for JobWatcher {
         let known = self.skew.filter(|(at, _)| self.now().saturating_sub(*at) < SKEW_EVERY);
         let asked = claim.clone();
         let work = async move {
-            let skew = match known {
-                Some((_, skew)) => Ok(skew),
-                None => store
-                    .wall()
-                    .await
-                    .map(|wall| wall.map_or(0, |wall| (clock.wall().as_second() - wall.as_second()).abs())),
-            };
-            let skew = match skew {
-                Ok(skew) => skew,
-                Err(error) => return (None, Claimed::NoStore(error.to_string())),
-            };
-            if skew > MOST_SKEW {
-                return (
-                    Some(skew),
-                    Claimed::NoStore(format!("this host's clock is {skew} s off etcd's")),
-                );
-            }
             let claimer = Claimer {
                 store: &store,
                 instance: &instance,
@@ -594,7 +598,19 @@ impl Handler<Claim> for JobWatcher {
                 now: clock.wall(),
                 others,
             };
-            (Some(skew), claimer.claim(&claim, &dice).await)
+            if let Some(answer) = claimer.turn(&claim, &dice).await {
+                return (None, answer);
+            }
+            // After that: it is a connection of its own, and with TLS the dearest part of a claim.
+            let looked = match known {
+                Some((_, skew)) => Ok(skew),
+                None => look_at_clock(&store, &clock).await,
+            };
+            match looked {
+                Err(error) => (None, Claimed::NoStore(error.to_string())),
+                Ok(skew) if skew > MOST_SKEW => (Some(skew), Claimed::NoStore(too_far_off(skew))),
+                Ok(skew) => (Some(skew), claimer.claim(&claim).await),
+            }
         };
         Box::pin(work.into_actor(self).map(move |(skew, claimed), watcher, _| {
             if let Some(skew) = skew
@@ -695,8 +711,13 @@ impl Handler<CheckSigned> for JobWatcher {
 }
 impl Handler<ObserveWatcher> for JobWatcher {
     type Result = MessageResult<ObserveWatcher>;
-    fn handle(&mut self, _: ObserveWatcher, _: &mut Self::Context) -> Self::Result {
-        let trouble = [&self.read_trouble, &self.write_trouble];
+    fn handle(&mut self, _: ObserveWatcher, ctx: &mut Self::Context) -> Self::Result {
+        self.ask_again(ctx);
+        let skew = self
+            .skew
+            .filter(|(_, skew)| *skew > MOST_SKEW)
+            .map(|(_, skew)| format!("{}: it runs no exclusive jobs", too_far_off(skew)));
+        let trouble = [&self.read_trouble, &self.write_trouble, &skew];
         MessageResult(WatcherView {
             jobs: self.jobs,
             stale: self.stale_since.map(|since| self.now().saturating_sub(since)),
@@ -719,6 +740,14 @@ impl Handler<Drain> for JobWatcher {
     }
 }
 
+/// Seconds between this host's clock and the store's.
+async fn look_at_clock(store: &SharedStore, clock: &SharedClock) -> Result<i64, StoreError> {
+    let wall = store.wall().await?;
+    Ok(wall.map_or(0, |wall| (clock.wall().as_second() - wall.as_second()).abs()))
+}
+fn too_far_off(skew: i64) -> String {
+    format!("this host's clock is {skew} s off etcd's")
+}
 /// Evenly from 0 to 1.
 fn dice() -> f64 {
     let mut bytes = [0; 4];

@@ -183,7 +183,7 @@ impl CronRunner {
             run_id: id,
         };
         let Some(watcher) = &self.watcher else {
-            return self.end_unbegun(id, RunState::Skipped("no claim".into()));
+            return self.skip_unclaimed(id, "not registered yet");
         };
         let answer = watcher.claim.send(ask);
         ctx.spawn(answer.into_actor(self).map(move |answer, runner, ctx| {
@@ -204,10 +204,18 @@ impl CronRunner {
                     runner.go(id, ctx);
                 }
                 Ok(Claimed::Taken(by)) => runner.forget_unbegun(id, &by),
-                Ok(Claimed::NoStore(_)) | Err(_) => runner.end_unbegun(id, RunState::Skipped("no claim".into())),
+                Ok(Claimed::NoStore(why)) => runner.skip_unclaimed(id, &why),
+                Err(_) => runner.skip_unclaimed(id, "nobody answered"),
             }
             runner.pump(ctx);
         }));
+    }
+    /// Nobody could be asked, or this host may not ask.
+    fn skip_unclaimed(&mut self, id: RunId, why: &str) {
+        if let Some(run) = self.runs.get_mut(&id) {
+            run.record.error = why.to_owned();
+        }
+        self.end_unbegun(id, RunState::Skipped("no claim".into()));
     }
     /// After a fall: the answers went to the life before.
     pub(super) fn claim_again(&mut self, ctx: &mut Context<Self>) {

@@ -434,3 +434,45 @@ async fn a_once_job_runs_once_for_each_serial() {
     let marked = mark_once(Some(&life.gate), &store, None, "10.0.0.1", &ask, kit.now()).await;
     assert_eq!(marked, OnceMarked::NoStore("it was changed meanwhile".into()));
 }
+
+/// A full disk: what was known goes on, what is new is refused and taken on when there is room.
+#[cfg(feature = "failpoints")]
+#[tokio::test(start_paused = true)]
+async fn a_serial_that_cannot_be_written_lets_nothing_in() {
+    let scenario = fail::FailScenario::setup();
+    let kit = Kit::new();
+    let mut life = kit.life();
+    life.step(&kit).await;
+    let other = "/cron/jobs/10.0.0.1/18";
+    let known = kit.signed_for(other, VALUE, 1);
+    assert_eq!(life.put(&kit, other, &known).await, ["18 ok"]);
+    fail::cfg("serials-write", "return").unwrap();
+    let told = life.put(&kit, JOB, &kit.signed(4)).await;
+    assert!(
+        told[0].starts_with("17 invalid: `signature`: found a serial that could not be remembered: "),
+        "{told:?}"
+    );
+    kit.delete(JOB).await;
+    assert_eq!(life.step(&kit).await, ["-17"]);
+    let told = life.put(&kit, JOB, &kit.signed(4)).await;
+    assert!(told[0].starts_with("17 invalid: "), "{told:?}");
+    assert_eq!(life.next_at().as_deref(), Some("2026-11-25T10:01:00Z"), "of the other");
+    // A command is claimed, and not done.
+    let path = "/cron/commands/10.0.0.1/c1";
+    let run = r#"{"action":"run","task_id":17,"expires":"2026-11-25T10:09:00Z"}"#;
+    let asked = Asked {
+        gate: life.gate.clone(),
+        runs: Arc::default(),
+    };
+    let answer = asked
+        .serve(&kit, path, &kit.signed_until(path, run, 5, "2026-11-25T10:09:00Z"))
+        .await;
+    assert!(
+        answer.starts_with("refused its serial could not be remembered: "),
+        "{answer}"
+    );
+    assert!(asked.runs.lock().unwrap().is_empty());
+    fail::remove("serials-write");
+    assert_eq!(life.step(&kit).await, ["17 ok"], "without a word from etcd");
+    scenario.teardown();
+}
