@@ -319,7 +319,7 @@ fn each_firing_runs_once_whatever_the_clocks_say_and_whoever_dies() {
         let of_dead = ran.all()[before..].iter().filter(|(_, agent)| *agent == dead).count();
         assert_eq!(of_dead, 0);
 
-        let planned = ran.planned();
+        let planned = since(&ran);
         assert!(
             gaps(&planned).iter().all(|gap| *gap == 2),
             "each once, and none is left out: {planned:?}"
