@@ -6,6 +6,7 @@ mod client;
 mod doctor;
 mod etcd_roles;
 mod files;
+mod fleet;
 mod jobs;
 mod log_level;
 mod plugins;

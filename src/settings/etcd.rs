@@ -5,7 +5,7 @@ use super::{
     check::{Section, boolean, one_of, path, span, text},
     layers::{Node, Value},
 };
-use crate::model::Span;
+use crate::{model::Span, store};
 
 #[derive(Clone, PartialEq)]
 pub struct Etcd {
@@ -42,6 +42,21 @@ impl Default for Etcd {
             lease_ttl: Duration::from_secs(30),
             renew_every: Duration::from_secs(10),
             on_partition: OnPartition::Run,
+        }
+    }
+}
+impl Etcd {
+    /// How the store is to be reached.
+    pub fn way(&self) -> store::etcd::Options {
+        let user = self.user.clone().zip(self.password.clone());
+        store::etcd::Options {
+            endpoints: self.endpoints.clone(),
+            prefix: self.prefix.clone(),
+            user: user.map(|(name, password)| store::etcd::User { name, password }),
+            tls: self.tls.as_ref().map(|tls| store::etcd::Tls {
+                ca: tls.ca.clone(),
+                cert_and_key: tls.cert_and_key.clone(),
+            }),
         }
     }
 }

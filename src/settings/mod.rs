@@ -150,6 +150,27 @@ pub fn locate(place: &Place, env: impl Iterator<Item = (OsString, OsString)>) ->
     }
 }
 
+/// For the commands that go through etcd: they need two tables only, and work whatever is wrong with the others.
+pub fn reach(options: &Options, env: impl Iterator<Item = (OsString, OsString)>) -> Result<(Etcd, Jobs), Refused> {
+    let (findings, env) = (Findings::default(), Environment::read(env));
+    let _ = from_the_start(Path::new(".")); // remembers where that is
+    let mut layers = Layers::default();
+    if let Some(path) = options.place.config.clone().or_else(usual_config) {
+        layers::merge_file(&path, &mut layers, &findings);
+    }
+    env.merge_into(&mut layers, &findings);
+    layers::merge_flags(options, &mut layers, &findings);
+    if !findings.is_empty() {
+        return Err(findings.refused());
+    }
+    let mut top = Section::open(&findings, String::new(), layers.tree());
+    let found = (etcd::etcd(&mut top), jobs::jobs(&mut top));
+    match findings.is_empty() {
+        true => Ok(found),
+        false => Err(findings.refused()),
+    }
+}
+
 const PID_FILE: &str = "agent.pid";
 
 /// An absolute path, against where the agent was started: the daemon leaves that place, and may read its settings again.

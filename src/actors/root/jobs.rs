@@ -23,11 +23,11 @@ use crate::{
     },
     model::{SharedSign, Sign},
     os,
-    settings::{self, OnPartition},
+    settings::OnPartition,
     store::{
         SharedStore,
         embedded::{self, EmbeddedStore},
-        etcd::{EtcdStore, Options, Tls, User},
+        etcd::EtcdStore,
         kept::Kept,
     },
 };
@@ -103,11 +103,11 @@ pub async fn open(start: &Start) -> Result<Option<Stores>, String> {
             if here > 0 {
                 slog::warn!(start.log, "jobs of this host's own store do not run while there is etcd"; "jobs" => here);
             }
-            let options = options(etcd);
+            let way = etcd.way();
             // The connection's tasks live where it is made.
             let store = on(&control, move || {
                 os::name_thread("control");
-                EtcdStore::new(options)
+                EtcdStore::new(way)
             });
             (Arc::new(store.await?), Some(Kept::new(database.clone())))
         }
@@ -118,21 +118,6 @@ pub async fn open(start: &Start) -> Result<Option<Stores>, String> {
         store,
         kept,
     }))
-}
-fn options(etcd: &settings::Etcd) -> Options {
-    Options {
-        endpoints: etcd.endpoints.clone(),
-        prefix: etcd.prefix.clone(),
-        user: etcd
-            .user
-            .clone()
-            .zip(etcd.password.clone())
-            .map(|(name, password)| User { name, password }),
-        tls: etcd.tls.as_ref().map(|tls| Tls {
-            ca: tls.ca.clone(),
-            cert_and_key: tls.cert_and_key.clone(),
-        }),
-    }
 }
 async fn on<T: Send + 'static>(arbiter: &Arbiter, work: impl FnOnce() -> T + Send + 'static) -> Result<T, String> {
     let (tell, told) = tokio::sync::oneshot::channel();

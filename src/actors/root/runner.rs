@@ -27,7 +27,7 @@ use crate::{
             LetGo, ObserveRunner, OutputView, WriteJob, WriteRefused, Written,
         },
     },
-    model::{Invalid, RunId, RunRecord, SharedSign, Sign, job::Limits},
+    model::{Invalid, RunId, RunRecord, SharedSign, Sign},
     os,
     webhook::{self, Sender},
 };
@@ -56,17 +56,7 @@ impl RunnerHouse {
         }
         os::remove_left_cgroups();
         let executors = jobs.all_executors();
-        let limits = Limits {
-            executors: executors.names(),
-            ignore_fields: jobs.ignore_fields.clone(),
-            webhooks: jobs.webhooks.iter().map(|(name, _)| name.clone()).collect(),
-            output_limit: jobs.output_limit,
-            retries: jobs.retries,
-            kill_after: jobs.kill_after,
-            jitter: jobs.jitter,
-            zone: jiff::tz::TimeZone::system(),
-            leave_refused: Some("`leave` is not built yet".into()),
-        };
+        let limits = jobs.limits();
         let mut guards = jobs.guards.clone();
         guards.own_user = os::User::own()
             .ok()
