@@ -81,5 +81,8 @@ pub async fn each<T, A, F>(all: Vec<T>, ask: impl Fn(T) -> F) -> Result<Vec<A>, 
 where
     F: Future<Output = Result<A, StoreError>>,
 {
-    stream::iter(all.into_iter().map(ask)).buffered(AT_ONCE).try_collect().await
+    stream::iter(all.into_iter().map(ask))
+        .buffered(AT_ONCE)
+        .try_collect()
+        .await
 }

@@ -114,6 +114,7 @@ pub fn load(
         max_write_bulk_size,
         pipelines,
         once: options.once,
+        require_address: false,
         config,
     })
 }
@@ -215,6 +216,8 @@ pub struct Settings {
     pub pipelines: Vec<Pipeline>,
     /// Read what is there, drain, leave (`--once`).
     pub once: bool,
+    /// Do not start while another agent holds our address in etcd (`start --require-address`).
+    pub require_address: bool,
     /// The file that was read.
     pub config: Option<PathBuf>,
 }

@@ -8,12 +8,13 @@ use serde::{Deserialize, Serialize};
 use crate::model::Host;
 
 pub const HEALTH: &str = "/agent/health/";
+pub const NODES: &str = "/agent/nodes/";
 
 pub fn health(ip: &str) -> String {
     format!("{HEALTH}{ip}")
 }
 pub fn node(ip: &str) -> String {
-    format!("/agent/nodes/{ip}")
+    format!("{NODES}{ip}")
 }
 pub fn jobs(ip: &str) -> String {
     format!("/cron/jobs/{ip}/")
@@ -91,11 +92,18 @@ pub struct Node {
     pub hostname: String,
     pub version: String,
     pub started: String,
-    /// None: it runs, or ended without a word.
+    /// The last stop, and why; none: there was none, or without a word.
     pub stopped: Option<String>,
     pub why: Option<String>,
+    /// It went without a word, and somebody who swept saw that first then.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gone_since: Option<String>,
 }
 impl Node {
+    /// And was not started since. Instants of one form are in order as texts.
+    pub fn has_stopped(&self) -> bool {
+        self.stopped.as_ref().is_some_and(|stopped| *stopped >= self.started)
+    }
     pub fn of(health: &Health) -> Self {
         Self {
             instance: health.instance.clone(),
@@ -106,6 +114,7 @@ impl Node {
             started: health.started.clone(),
             stopped: None,
             why: None,
+            gone_since: None,
         }
     }
 }

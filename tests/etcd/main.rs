@@ -4,6 +4,7 @@
 mod kit;
 
 mod actors;
+mod fleet;
 mod process;
 mod roles;
 mod store;

@@ -23,12 +23,13 @@ use crate::{
     },
     model::{SharedSign, Sign},
     os,
-    settings::OnPartition,
+    settings::{OnPartition, Settings},
     store::{
         SharedStore,
         embedded::{self, EmbeddedStore},
         etcd::EtcdStore,
         kept::Kept,
+        keys::{self, Health},
     },
 };
 
@@ -38,6 +39,9 @@ const ANSWER: Duration = Duration::from_secs(1);
 const GIVE_BACK: Duration = Duration::from_secs(3);
 /// Messages that may wait at one of them; all are few.
 const MAILBOX: usize = 64;
+
+/// The first look at who holds the address takes so long at most; no answer is no failure.
+const FIRST_LOOK: Duration = Duration::from_secs(3);
 
 /// What is there before any actor: the database of this host, and the store that counts.
 pub struct Stores {
@@ -112,6 +116,19 @@ pub async fn open(start: &Start) -> Result<Option<Stores>, String> {
             (Arc::new(store.await?), Some(Kept::new(database.clone())))
         }
     };
+    if settings.require_address {
+        match tokio::time::timeout(FIRST_LOOK, holder(start, &store)).await {
+            Ok(Some(holder)) => {
+                return Err(format!(
+                    "{holder}; --require-address: this agent does not start beside it"
+                ));
+            }
+            Ok(None) => {}
+            Err(_) => {
+                slog::warn!(start.log, "etcd has not said who holds the address, starting all the same"; "after" => ?FIRST_LOOK)
+            }
+        }
+    }
     Ok(Some(Stores {
         control,
         database,
@@ -126,6 +143,21 @@ async fn on<T: Send + 'static>(arbiter: &Arbiter, work: impl FnOnce() -> T + Sen
     });
     told.await
         .map_err(|_| "the control thread could not be started".to_owned())
+}
+
+/// Who holds our address, if that is another agent. LeaseKeeper sees to whatever cannot be told now.
+async fn holder(start: &Start, store: &SharedStore) -> Option<String> {
+    let addresses = addresses(&start.settings);
+    let ip = tokio::task::spawn_blocking(move || addresses.look()).await.ok()?.ok()?;
+    let found = store.get(&keys::health(&ip.to_string())).await.ok()??;
+    let health = keys::read::<Health>(&found.value);
+    (health.instance != start.host.instance).then(|| health.shown(ip))
+}
+fn addresses(settings: &Settings) -> Addresses {
+    Addresses {
+        wanted: settings.agent.ip.clone(),
+        etcd: settings.etcd.endpoints.clone(),
+    }
 }
 
 impl JobsHouse {
@@ -176,10 +208,7 @@ impl JobsHouse {
                 (Some(Member { addr, pulse }), Some(may_fire), sign)
             }
         };
-        let addresses = Addresses {
-            wanted: settings.agent.ip.clone(),
-            etcd: settings.etcd.endpoints.clone(),
-        };
+        let addresses = addresses(settings);
         let nobody_is_asked =
             settings.etcd.user.is_none() && settings.etcd.tls.as_ref().is_none_or(|tls| tls.cert_and_key.is_none());
         let open_to_all = os::is_root() && nobody_is_asked && !addresses.etcd_is_here();

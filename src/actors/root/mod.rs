@@ -234,6 +234,8 @@ impl House {
             drain: start.drain.clone(),
             reread: start.reread.clone(),
         });
+        // Before anything is read: it may be that this agent is not to start.
+        let stores = jobs::open(start).await?;
         let Plan { pipelines, limits, .. } = Plan::make(&ground, &[], &settings, false)?;
         let http = start.http.as_ref().and_then(|listener| listener.local_addr().ok());
         let mut house = Self {
@@ -266,7 +268,7 @@ impl House {
                 raised.map_err(|error| format!("pipeline `{name}`: {error}"))?;
             }
         }
-        if let Some(stores) = jobs::open(start).await? {
+        if let Some(stores) = stores {
             let stopping = house.ground.stopping.clone();
             let runner = RunnerHouse::raise(start, stores.database.clone(), &stopping).await?;
             house.jobs = Some(JobsHouse::raise(start, stores, &stopping, Some(runner.runner())).await?);

@@ -362,7 +362,9 @@ fn put(id: Option<&str>, value: Option<&str>, file: Option<&PathBuf>, check: boo
     let next = show::list(&answer, "next")
         .iter()
         .map(|at| format!("\nnext {}", at.as_str().unwrap_or_default()));
-    let note = answer["note"].as_str().map_or(String::new(), |note| format!("\n{note}"));
+    let note = answer["note"]
+        .as_str()
+        .map_or(String::new(), |note| format!("\n{note}"));
     said(of, &answer, &(done + &next.collect::<String>() + &note))
 }
 fn put_one(task_id: &str, value: &str, check: bool, of: &Of) -> Result<Value, Failed> {

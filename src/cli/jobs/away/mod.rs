@@ -39,11 +39,19 @@ pub fn away(of: &Of) -> Result<Option<Away>, Failed> {
     if of.node.is_none() && of.group.is_none() {
         return match of.etcd_endpoint.is_empty() {
             true => Ok(None),
-            false => Err(Failed::usage("`--etcd-endpoint` was given, accepted: with --node or --group")),
+            false => Err(Failed::usage(
+                "`--etcd-endpoint` was given, accepted: with --node or --group",
+            )),
         };
     }
-    if let Some(group) = of.group.as_ref().filter(|group| group.is_empty() || group.contains('/')) {
-        return Err(Failed::usage(format!("--group: found {group:?}, accepted: a name without /")));
+    if let Some(group) = of
+        .group
+        .as_ref()
+        .filter(|group| group.is_empty() || group.contains('/'))
+    {
+        return Err(Failed::usage(format!(
+            "--group: found {group:?}, accepted: a name without /"
+        )));
     }
     let options = Options {
         place: of.ask.place.clone(),
@@ -105,9 +113,7 @@ impl Away {
     pub fn list(&self) -> Done {
         let agents = self.agents()?;
         let (node, group) = (self.node.as_deref(), self.group.as_deref());
-        let jobs = self
-            .fleet
-            .wait(values::list(&self.fleet.store, node, group, &agents))?;
+        let jobs = self.fleet.wait(values::list(&self.fleet.store, node, group, &agents))?;
         if self.json {
             let jobs = jobs.iter().map(as_json).collect::<Vec<_>>();
             print(&show::json(&json!({ "jobs": jobs })));
@@ -128,8 +134,15 @@ impl Away {
     pub fn get(&self, task_id: &str) -> Done {
         let mut found = self.found(task_id)?;
         let agents = self.agents()?;
-        self.fleet.wait(values::add_records(&self.fleet.store, &mut found, &agents))?;
-        let next = values::next(&found.key, &found.entry.value, &self.fleet.limits, clock::system().wall(), false);
+        self.fleet
+            .wait(values::add_records(&self.fleet.store, &mut found, &agents))?;
+        let next = values::next(
+            &found.key,
+            &found.entry.value,
+            &self.fleet.limits,
+            clock::system().wall(),
+            false,
+        );
         if self.json {
             let mut shown = as_json(&found);
             shown["next_five"] = match &next {
@@ -146,7 +159,10 @@ impl Away {
         for (ip, record) in &found.records {
             let state = found.state_of(record.as_ref());
             let why = record.as_ref().and_then(|record| record.error.clone());
-            page += &format!("\nagent    {ip}: {state}{}", why.map_or(String::new(), |why| format!(": {why}")));
+            page += &format!(
+                "\nagent    {ip}: {state}{}",
+                why.map_or(String::new(), |why| format!(": {why}"))
+            );
         }
         if agents.is_empty() {
             page += &format!("\nagent    {}", self.nobody());
@@ -212,11 +228,16 @@ impl Away {
             Status::Changed => (true, format!("job {task_id}: {word}")),
             Status::Same => (false, format!("job {task_id}: {word} already")),
         };
-        let shown = json!({ "key": key.path(), "status": if paused { "pause" } else { "running" }, "changed": changed });
+        let shown =
+            json!({ "key": key.path(), "status": if paused { "pause" } else { "running" }, "changed": changed });
         self.said(shown, &line)
     }
     fn said(&self, answer: Value, line: &str) -> Done {
-        print(&if self.json { show::json(&answer) } else { line.to_owned() });
+        print(&if self.json {
+            show::json(&answer)
+        } else {
+            line.to_owned()
+        });
         Ok(0)
     }
 
@@ -247,17 +268,26 @@ impl Away {
         }))?;
         let failed = answers.iter().any(|(_, answered)| !answered.done());
         if self.json {
-            let answers = answers.iter().map(|(ip, answered)| answered.json(ip)).collect::<Vec<_>>();
+            let answers = answers
+                .iter()
+                .map(|(ip, answered)| answered.json(ip))
+                .collect::<Vec<_>>();
             print(&show::json(&json!({ "answers": answers })));
         } else {
-            answers.iter().for_each(|(ip, answered)| print(&line(task_id, ip, answered)));
+            answers
+                .iter()
+                .for_each(|(ip, answered)| print(&line(task_id, ip, answered)));
         }
         Ok(if failed { FAILED } else { 0 })
     }
 }
 
 fn line(task_id: &str, ip: &str, answered: &Answered) -> String {
-    let runs = answered.runs.iter().map(|run| format!("\nrun {run}")).collect::<String>();
+    let runs = answered
+        .runs
+        .iter()
+        .map(|run| format!("\nrun {run}"))
+        .collect::<String>();
     format!("job {task_id} at {ip}: {}{runs}", answered.said)
 }
 fn times(all: &[Timestamp]) -> Vec<String> {
@@ -282,7 +312,10 @@ fn table(jobs: &[Found]) -> String {
     let mut rows = vec![head.map(str::to_owned).to_vec()];
     for found in jobs {
         let value = found.value();
-        let error = found.records.iter().find_map(|(_, record)| record.as_ref()?.error.clone());
+        let error = found
+            .records
+            .iter()
+            .find_map(|(_, record)| record.as_ref()?.error.clone());
         rows.push(vec![
             found.key.task_id.to_string(),
             found.group().unwrap_or("-").to_owned(),

@@ -71,7 +71,10 @@ pub async fn send(store: &SharedStore, ip: &str, order: &Order<'_>, now: Timesta
     let key = format!("{}{id}", keys::commands(ip));
     let put = Op::put(&*key, to_be_sent(order, expires), Some(lease));
     // The key is ours alone; a lost answer is as good as one: whoever claims it answers.
-    match store.transact(Transaction::when(vec![Compare::absent(&*key)], vec![put])).await {
+    match store
+        .transact(Transaction::when(vec![Compare::absent(&*key)], vec![put]))
+        .await
+    {
         Ok(_) | Err(StoreError::Unknown(_)) => {}
         Err(error) => {
             let _ = store.revoke(lease).await; // else it ends by itself
@@ -104,7 +107,9 @@ async fn await_answer(store: &SharedStore, ip: &str, result: &str, lease: LeaseI
         Some(answer) if answer.state != "claimed" => Answered::of(answer),
         _ => Answered {
             state: "claimed".into(),
-            said: format!("the agent at {ip} took the command, and has not said within {DONE_WITHIN:?} what became of it"),
+            said: format!(
+                "the agent at {ip} took the command, and has not said within {DONE_WITHIN:?} what became of it"
+            ),
             runs: vec![claimed.run_id],
         },
     })
@@ -167,11 +172,20 @@ mod tests {
     async fn claimed_answered_and_left_nothing_behind() {
         let memory = MemoryStore::default();
         let store: SharedStore = Arc::new(memory.clone());
-        let done = [r#"{"state":"claimed","run_id":"A"}"#, r#"{"state":"done","said":"started","runs":["A"]}"#];
+        let done = [
+            r#"{"state":"claimed","run_id":"A"}"#,
+            r#"{"state":"done","said":"started","runs":["A"]}"#,
+        ];
         let (answered, command) = tokio::join!(send(&store, "10.0.0.1", &ORDER, now()), claim(&memory, &done));
         let answered = answered.unwrap();
-        assert_eq!((answered.done(), &*answered.said, &*answered.runs), (true, "started", &["A".to_owned()][..]));
-        assert_eq!(command, r#"{"action":"run","task_id":"17","expires":"2026-11-25T10:01:00Z","group":"web"}"#);
+        assert_eq!(
+            (answered.done(), &*answered.said, &*answered.runs),
+            (true, "started", &["A".to_owned()][..])
+        );
+        assert_eq!(
+            command,
+            r#"{"action":"run","task_id":"17","expires":"2026-11-25T10:01:00Z","group":"web"}"#
+        );
         assert_eq!(memory.leases(), []);
 
         let silent = [r#"{"state":"claimed","run_id":"B"}"#];
@@ -185,7 +199,11 @@ mod tests {
         let store: SharedStore = Arc::new(memory.clone());
         let answered = send(&store, "10.0.0.1", &ORDER, now()).await.unwrap();
         assert_eq!(answered.state, "nobody");
-        assert!(answered.said.starts_with("nobody answered within 15s"), "{}", answered.said);
+        assert!(
+            answered.said.starts_with("nobody answered within 15s"),
+            "{}",
+            answered.said
+        );
         let left = memory.list(&["/".to_owned()]).await.unwrap().entries;
         assert_eq!((left, memory.leases()), (vec![], vec![]));
     }

@@ -80,7 +80,11 @@ impl Found {
 pub async fn find(store: &SharedStore, key: &JobKey) -> Result<Option<Found>, StoreError> {
     Ok(store.get(&key.path()).await?.and_then(Found::of))
 }
-pub async fn add_records(store: &SharedStore, found: &mut Found, agents: &[(String, Health)]) -> Result<(), StoreError> {
+pub async fn add_records(
+    store: &SharedStore,
+    found: &mut Found,
+    agents: &[(String, Health)],
+) -> Result<(), StoreError> {
     let ips = agents.iter().take(MOST_ASKED).map(|(ip, _)| ip.clone()).collect();
     let task_id = &found.key.task_id;
     found.records = fleet::each(ips, |ip: String| async move {
@@ -115,7 +119,13 @@ pub async fn list(
         }
         (None, None) => {}
     }
-    let mut jobs = store.list(&prefixes).await?.entries.into_iter().filter_map(Found::of).collect::<Vec<_>>();
+    let mut jobs = store
+        .list(&prefixes)
+        .await?
+        .entries
+        .into_iter()
+        .filter_map(Found::of)
+        .collect::<Vec<_>>();
     let ips = match node {
         Some(ip) => vec![ip.to_owned()],
         None => agents.iter().take(MOST_ASKED).map(|(ip, _)| ip.clone()).collect(),
@@ -131,13 +141,16 @@ pub async fn list(
     })
     .await?;
     for job in &mut jobs {
-        let of_agent = |(ip, records): &(String, BTreeMap<String, Record>)| (ip.clone(), records.get(&*job.key.task_id).cloned());
+        let of_agent =
+            |(ip, records): &(String, BTreeMap<String, Record>)| (ip.clone(), records.get(&*job.key.task_id).cloned());
         job.records = records.iter().map(of_agent).collect();
     }
     if node.is_some() && group.is_none() {
         // Of the group's jobs those that run there: the record is about that very value.
         jobs.retain(|job| {
-            let taken = |(_, record): &(String, Option<Record>)| record.as_ref().is_some_and(|r| r.rev == job.entry.mod_revision);
+            let taken = |(_, record): &(String, Option<Record>)| {
+                record.as_ref().is_some_and(|r| r.rev == job.entry.mod_revision)
+            };
             job.group().is_none() || job.records.iter().any(taken)
         });
     }
@@ -150,7 +163,13 @@ pub fn to_be_written(_key: &JobKey, value: &str) -> Result<Bytes, Failed> {
 }
 /// Checked as an agent with these settings would; the next instants, by the zone of here where the job names none. `fresh`: the beat of
 /// `@every` begins now; else only its agent knows it.
-pub fn next(key: &JobKey, value: &[u8], limits: &Limits, now: Timestamp, fresh: bool) -> Result<Vec<Timestamp>, Invalid> {
+pub fn next(
+    key: &JobKey,
+    value: &[u8],
+    limits: &Limits,
+    now: Timestamp,
+    fresh: bool,
+) -> Result<Vec<Timestamp>, Invalid> {
     let spec = parse(key, value, limits)?;
     let When::At(schedule) = &spec.when else {
         return Ok(vec![]);
@@ -245,14 +264,16 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::store::{Store, memory::MemoryStore};
+    use crate::store::memory::MemoryStore;
 
     fn kit() -> (MemoryStore, SharedStore) {
         let store = MemoryStore::default();
         (store.clone(), Arc::new(store))
     }
     async fn put(store: &SharedStore, key: &str, value: &str) -> i64 {
-        let done = store.transact(Transaction::of(vec![Op::put(key, value.to_owned(), None)])).await;
+        let done = store
+            .transact(Transaction::of(vec![Op::put(key, value.to_owned(), None)]))
+            .await;
         done.unwrap().revision
     }
     fn health(group: &str) -> Health {
@@ -268,7 +289,12 @@ mod tests {
         let key = JobKey::host("10.0.0.1", "7");
         let said = set_paused(&store, &key, true).await.unwrap_err().text;
         assert_eq!(said, "there is no job /cron/jobs/10.0.0.1/7");
-        put(&store, &key.path(), r#"{"b":1.50,"cmd":"x","a":[1],"express":"@daily"}"#).await;
+        put(
+            &store,
+            &key.path(),
+            r#"{"b":1.50,"cmd":"x","a":[1],"express":"@daily"}"#,
+        )
+        .await;
         assert_eq!(set_paused(&store, &key, false).await.unwrap(), Status::Same);
         assert_eq!(set_paused(&store, &key, true).await.unwrap(), Status::Changed);
         let value = |entry: Option<Entry>| String::from_utf8(entry.unwrap().value.to_vec()).unwrap();
@@ -290,19 +316,33 @@ mod tests {
         put(&store, "/cron/jobs/10.0.0.11/8", "{}").await;
         let group = put(&store, "/cron/groups/web/jobs/9", "{}").await;
         put(&store, "/cron/groups/web/jobs/7", "{}").await; // shadowed there
-        for (ip, task, rev, state) in [("10.0.0.1", "7", own, "ok"), ("10.0.0.1", "9", group, "failing"), ("10.0.0.2", "9", 1, "ok")] {
+        for (ip, task, rev, state) in [
+            ("10.0.0.1", "7", own, "ok"),
+            ("10.0.0.1", "9", group, "failing"),
+            ("10.0.0.2", "9", 1, "ok"),
+        ] {
             let record = format!(r#"{{"cronid":1,"rev":{rev},"state":"{state}"}}"#);
             put(&store, &keys::cronid(ip, task), &record).await;
         }
-        let shown = |jobs: &[Found]| jobs.iter().map(|job| format!("{} {}", job.key, job.states())).collect::<Vec<_>>();
+        let shown = |jobs: &[Found]| {
+            jobs.iter()
+                .map(|job| format!("{} {}", job.key, job.states()))
+                .collect::<Vec<_>>()
+        };
         let one = [("10.0.0.1".to_owned(), health("web"))];
         let jobs = list(&store, Some("10.0.0.1"), None, &one).await.unwrap();
-        assert_eq!(shown(&jobs), ["/cron/jobs/10.0.0.1/7 ok", "/cron/groups/web/jobs/9 failing"]);
+        assert_eq!(
+            shown(&jobs),
+            ["/cron/jobs/10.0.0.1/7 ok", "/cron/groups/web/jobs/9 failing"]
+        );
         let both = [one[0].clone(), ("10.0.0.2".to_owned(), health("web"))];
         let jobs = list(&store, None, Some("web"), &both).await.unwrap();
         assert_eq!(
             shown(&jobs),
-            ["/cron/groups/web/jobs/7 2 no word yet", "/cron/groups/web/jobs/9 1 failing, 1 no word yet"]
+            [
+                "/cron/groups/web/jobs/7 2 no word yet",
+                "/cron/groups/web/jobs/9 1 failing, 1 no word yet"
+            ]
         );
         let mut found = find(&store, &JobKey::group("web", "9")).await.unwrap().unwrap();
         add_records(&store, &mut found, &both).await.unwrap();
@@ -315,9 +355,20 @@ mod tests {
         let host = JobKey::host("10.0.0.1", "7");
         let every = r#"{"cmd":"x","express":"@every 60s"}"#;
         assert_eq!(ask(&host, every, false).unwrap(), []);
-        assert_eq!(ask(&host, every, true).unwrap()[0], "2026-11-25T10:01:30Z".parse().unwrap());
+        assert_eq!(
+            ask(&host, every, true).unwrap()[0],
+            "2026-11-25T10:01:30Z".parse().unwrap()
+        );
         let every = r#"{"cmd":"x","express":"@every 60s","exclusive":true}"#;
-        assert_eq!(ask(&JobKey::group("web", "7"), every, false).unwrap()[0], "2026-11-25T10:01:00Z".parse().unwrap());
-        assert!(ask(&host, every, true).unwrap_err().to_string().starts_with("`exclusive`"));
+        assert_eq!(
+            ask(&JobKey::group("web", "7"), every, false).unwrap()[0],
+            "2026-11-25T10:01:00Z".parse().unwrap()
+        );
+        assert!(
+            ask(&host, every, true)
+                .unwrap_err()
+                .to_string()
+                .starts_with("`exclusive`")
+        );
     }
 }
