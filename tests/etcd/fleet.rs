@@ -2,7 +2,7 @@
 //! binary in a place of its own, where no agent runs.
 use std::process::Stdio;
 
-use luffly_agent::store::keys::{self, Node};
+use luffly_agent::store::keys::{self, Node, Runs};
 use serde_json::Value;
 
 use crate::kit::agent::{Output, Place, Running, until};
@@ -24,7 +24,7 @@ impl Fleet {
     fn settings(&self, place: &Place, ip: &str) -> std::path::PathBuf {
         let endpoint = self.etcd.endpoint();
         let text = format!(
-            "[agent]\nip = \"{ip}\"\ngroup = \"web\"\n[etcd]\nendpoints = [\"{endpoint}\"]\nlease_ttl = \"2s\"\nrenew_every = \"500ms\"\n[http]\naddress = \"off\"\n"
+            "[agent]\nip = \"{ip}\"\ngroup = \"web\"\n[etcd]\nendpoints = [\"{endpoint}\"]\nlease_ttl = \"2s\"\nrenew_every = \"500ms\"\npublish_runs = true\n[http]\naddress = \"off\"\n"
         );
         place.write("agent.toml", text)
     }
@@ -84,11 +84,7 @@ fn jobs_of_another_host() {
     let agent = fleet.agent(&place, "10.0.0.1");
     let state = || fleet.json(&["jobs", "get", "17", node[0], node[1]])["agents"]["10.0.0.1"]["state"].clone();
     until("it has answered", || state() == "ok");
-    assert!(
-        jobs(&["list"]).contains("17    -      ok     0 0 1 1 *"),
-        "{}",
-        jobs(&["list"])
-    );
+    assert!(jobs(&["list"]).contains("ok     0 0 1 1 *"), "{}", jobs(&["list"]));
     let page = jobs(&["get", "17"]);
     assert!(page.contains("agent    10.0.0.1: ok\nnext     20"), "{page}");
 
@@ -152,6 +148,8 @@ fn jobs_of_a_group() {
             place.run(&["jobs", "runs", "all"]).out.contains("succeeded")
         });
     }
+    let runs = || Some(keys::read::<Runs>(fleet.etcd.get(&keys::runs("10.0.0.1"))?.as_bytes()));
+    until("how its jobs do is seen", || runs().is_some());
     let only = fleet.json(&["jobs", "run", "all", "--group", "web", "--node", "10.0.0.2"]);
     assert_eq!(only["answers"].as_array().unwrap().len(), 1);
     let shown = fleet.ok(&["jobs", "list", "--node", "10.0.0.2"]);
@@ -172,6 +170,7 @@ fn jobs_of_a_group() {
     jobs(&["pause", "all"]);
     until("both are paused", || jobs(&["list"]).contains("2 paused"));
     assert_eq!((a.stop(), b.stop()), (Some(0), Some(0)));
+    assert_eq!(fleet.etcd.keys("/cron/runs/"), [""; 0]);
     assert!(jobs(&["list"]).ends_with("no agent of group web is online\n"));
 }
 

@@ -8,5 +8,6 @@ pub mod follow;
 pub mod job_watcher;
 pub mod lease_keeper;
 pub mod notifier;
+pub mod publish;
 pub mod records;
 pub mod registration;

@@ -3,7 +3,6 @@
 use std::{sync::Arc, time::Duration};
 
 use actix::prelude::*;
-use redb::Database;
 
 use super::Start;
 use crate::{
@@ -11,14 +10,16 @@ use crate::{
         cron::{
             job_watcher::{JobWatcher, JobWatcherParts},
             lease_keeper::{LeaseKeeper, LeaseKeeperParts},
+            publish::Publish,
             registration::Parts,
         },
         kit::{Pulse, Restarts, SharedPulse, Stopping, supervise},
     },
+    history::{Bounds, History},
     identity::Addresses,
     messages::{
         control::Drain,
-        jobs::{JobCommand, JobsChanged, MayFire, MeetWatcher},
+        jobs::{AskSummary, JobCommand, JobsChanged, MayFire, MeetWatcher},
         lease::{GiveBack, LeaseView, ObserveLease, ObserveWatcher, WatcherView},
     },
     model::{SharedSign, Sign},
@@ -46,8 +47,8 @@ const FIRST_LOOK: Duration = Duration::from_secs(3);
 /// What is there before any actor: the database of this host, and the store that counts.
 pub struct Stores {
     pub control: Arbiter,
-    /// `store.redb`: the embedded store, what is remembered of etcd, and the history of runs.
-    pub database: Arc<Database>,
+    /// In `store.redb`, beside the embedded store and what is remembered of etcd.
+    pub history: History,
     pub store: SharedStore,
     kept: Option<Kept>,
 }
@@ -57,6 +58,8 @@ pub struct Runner {
     pub commands: Recipient<JobCommand>,
     pub may_fire: Recipient<MayFire>,
     pub meet: Recipient<MeetWatcher>,
+    /// What of its runs is published in etcd.
+    pub summary: Recipient<AskSummary>,
     /// Asked before anything is started.
     pub sign: SharedSign,
 }
@@ -92,6 +95,8 @@ pub async fn open(start: &Start) -> Result<Option<Stores>, String> {
     }
     let database = opened.database;
     let local = EmbeddedStore::new(database.clone()).map_err(|error| error.to_string())?;
+    let history = History::open(database.clone(), Bounds::default())
+        .map_err(|error| format!("could not open the history of jobs in store.redb: {error}"))?;
     let control = Arbiter::with_tokio_rt(|| {
         tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -131,7 +136,7 @@ pub async fn open(start: &Start) -> Result<Option<Stores>, String> {
     }
     Ok(Some(Stores {
         control,
-        database,
+        history,
         store,
         kept,
     }))
@@ -181,6 +186,7 @@ impl JobsHouse {
                 commands,
                 may_fire,
                 meet,
+                summary,
                 sign,
             }) => {
                 let parts = JobWatcherParts {
@@ -191,6 +197,10 @@ impl JobsHouse {
                     prefix: settings.etcd.prefix.clone(),
                     jobs,
                     commands,
+                    publish: settings.etcd.publish_runs.then_some(Publish {
+                        runs: summary,
+                        first_within: settings.etcd.lease_ttl,
+                    }),
                     clock: start.clock.clone(),
                     log: start.log.clone(),
                 };

@@ -2,7 +2,6 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use actix::prelude::*;
-use redb::Database;
 
 use super::{
     Root, Start,
@@ -19,7 +18,7 @@ use crate::{
         kit::{Pulse, SharedPulse, Stopping},
     },
     executors::Processes,
-    history::{Bounds, History},
+    history::History,
     messages::{
         control::Drain,
         jobs::{
@@ -44,11 +43,10 @@ pub struct RunnerHouse {
     _arbiter: Arbiter,
 }
 impl RunnerHouse {
-    pub async fn raise(start: &Start, database: Arc<Database>, stopping: &Stopping) -> Result<Self, String> {
+    pub async fn raise(start: &Start, history: History, stopping: &Stopping) -> Result<Self, String> {
         let (jobs, clock) = (&start.settings.jobs, &start.clock);
         let failed =
-            |error: &dyn std::fmt::Display| format!("could not open the history of jobs in store.redb: {error}");
-        let history = History::open(database, Bounds::default()).map_err(|error| failed(&error))?;
+            |error: &dyn std::fmt::Display| format!("could not read the history of jobs in store.redb: {error}");
         let memories = history.memories().map_err(|error| failed(&error))?;
         let lost = history.take_lost(clock.wall()).map_err(|error| failed(&error))?;
         if !os::become_subreaper() {
@@ -103,6 +101,7 @@ impl RunnerHouse {
             commands: self.addr.clone().recipient(),
             may_fire: self.addr.clone().recipient(),
             meet: self.addr.clone().recipient(),
+            summary: self.addr.clone().recipient(),
             sign: self.sign.clone(),
         }
     }
