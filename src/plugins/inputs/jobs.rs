@@ -182,9 +182,12 @@ fn progress(number: u64) -> Progress {
 
 impl Input for Jobs {
     fn read(&mut self, want: Want, into: &mut Vec<Chunk>) -> Result<Next, InputError> {
-        for _ in 0..want.chunks.max(1) {
-            if !self.open_next()? {
-                return Ok(Next::Idle(REST));
+        for done in 0..want.chunks.max(1) {
+            match self.open_next() {
+                Ok(true) => {}
+                Ok(false) => return Ok(Next::Idle(REST)),
+                Err(_) if done > 0 => break, // said when there is nothing else to say
+                Err(error) => return Err(error),
             }
             let Some(open) = &self.open else { break };
             let (mut text, mut ends) = (BytesMut::new(), vec![]);
