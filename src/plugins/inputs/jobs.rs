@@ -20,9 +20,9 @@ pub const PLUGIN: Plugin<Build> = Plugin {
     name: "jobs",
     tag: "v1",
     stable: true,
-    about: "Runs of this agent's jobs, as JSON: what became of each, and what it said.",
-    delivery: "At least once, over restarts too, as long as the history keeps a run (100 of each job, 30 days, 256 MiB in all). What goes \
-               unread is counted as runs_forgotten.",
+    about: "Runs of this agent's jobs, as JSON: what became of each, and what it said",
+    delivery: "At least once, over restarts too, as long as the history keeps a run (100 of each job, 30 days, 256 MiB in all); what goes \
+               unread is counted as runs_forgotten",
     options: &[
         Opt {
             name: "start",
