@@ -81,6 +81,7 @@ fn mount(table: &serde_json::Value) -> Box<dyn Input> {
         once: true,
         journal: None,
         board: Arc::default(),
+        runs: None,
         tally: Arc::new(NoTally),
     };
     let table = Table(table.as_object().unwrap().clone());

@@ -7,6 +7,8 @@ cd "$(dirname "$0")/.."
 minutes=${MINUTES:-10}
 echo "soak: ${KILLS:-1000} kills"
 CRASH_KILLS=${KILLS:-1000} cargo test --test crash -- --nocapture
+echo "soak: ${ETCD_RESTARTS:-50} restarts of etcd"
+ETCD_RESTARTS=${ETCD_RESTARTS:-50} cargo test --test etcd restarts_of_etcd -- --nocapture
 export PROPTEST_CASES=${CASES:-5000}
 until=$((SECONDS + minutes * 60))
 round=0

@@ -319,3 +319,64 @@ fn a_crontab_becomes_jobs() {
     });
     assert!(import(true).out.contains("is there already"));
 }
+
+#[test]
+fn runs_and_what_they_said_are_events_also_after_a_kill() {
+    let mut house = House::new();
+    house.stop();
+    let settings = "[agent]\ndrain = \"3s\"\n[[pipeline]]\nname = \"runs\"\ninput = { plugin = \"jobs\", output = true }\n\
+        outputs = [{ plugin = \"logr\", path = \"{0}/runs.log\" }]\n";
+    let dir = house.place.path("").display().to_string();
+    house
+        .place
+        .write("agent.toml", settings.replace("{0}", dir.trim_end_matches('/')));
+    house.start();
+    let events = |house: &House| {
+        let text = house.read("runs.log");
+        text.lines()
+            .map(|line| {
+                let event: Value = serde_json::from_str(line).unwrap();
+                match event["event"].as_str() {
+                    Some("run") => format!(
+                        "{} {}",
+                        event["task_id"].as_str().unwrap(),
+                        event["state"].as_str().unwrap()
+                    ),
+                    _ => event["message"].as_str().unwrap().to_owned(),
+                }
+            })
+            .collect::<Vec<_>>()
+    };
+    house.put(
+        "a",
+        r#""cmd": "echo one; echo two", "express": "0 0 1 1 *", "executor": "sh""#,
+    );
+    house.ok(&["run", "a", "--wait"]);
+    until("it is an event", || events(&house) == ["one", "two", "a succeeded"]);
+    house.put(
+        "b",
+        r#""cmd": "exec sleep 60", "express": "0 0 1 1 *", "executor": "sh""#,
+    );
+    house.ok(&["run", "b"]);
+    until("it runs", || house.states("b") == ["running"]);
+    house.kill();
+    house.start();
+    // What was delivered may come again once, and nothing is missing.
+    until("the lost one is an event", || {
+        events(&house).last().is_some_and(|last| last == "b lost")
+    });
+    let mut seen = events(&house);
+    seen.dedup();
+    seen.sort();
+    seen.dedup();
+    assert_eq!(seen, ["a succeeded", "b lost", "one", "two"]);
+    house.place.conserved();
+    let before = events(&house);
+    assert_eq!(house.stop(), Some(0));
+    house.start();
+    house.ok(&["run", "a", "--wait"]);
+    until("only the new one came", || {
+        events(&house) == [&before[..], &["one".into(), "two".into(), "a succeeded".into()]].concat()
+    });
+    assert_eq!(house.stop(), Some(0));
+}

@@ -178,6 +178,7 @@ fn raise(n: usize, store: SharedStore, arrivals: Arc<Arrivals>) -> Member {
         prefix: String::new(),
         jobs: ear.start().recipient(),
         commands: runner.clone().recipient(),
+        publish: None,
         clock: clock.clone(),
         log: log.clone(),
     };

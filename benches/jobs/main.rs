@@ -238,6 +238,7 @@ async fn from_put_to_process() {
         prefix: String::new(),
         jobs: runner.clone().recipient(),
         commands: runner.clone().recipient(),
+        publish: None,
         clock: clock.clone(),
         log: log.clone(),
     })

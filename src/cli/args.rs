@@ -8,7 +8,7 @@ use clap::{
     error::{ContextKind, ContextValue, ErrorKind},
 };
 
-pub use super::jobs::Jobs;
+pub use super::{jobs::Jobs, nodes::Nodes};
 pub use crate::settings::{Options, Place};
 use crate::{
     model::Span,
@@ -25,6 +25,9 @@ pub enum Command {
         /// Stay in the foreground, for a service manager
         #[arg(long)]
         foreground: bool,
+        /// Fail if another agent holds the address of this host in etcd
+        #[arg(long)]
+        require_address: bool,
         #[command(flatten)]
         options: Box<Options>,
     },
@@ -96,6 +99,8 @@ pub enum Command {
     /// Jobs: list, put, run, kill, their runs and output, when an expression is due
     #[command(subcommand)]
     Jobs(Jobs),
+    /// The fleet, from etcd: who is online, since when, version, jobs; how the others ended
+    Nodes(Nodes),
     /// Every file: identity, size, offsets, lag, state
     Files(Ask),
     /// Why a file is not read, or a job does not run, in one sentence
@@ -176,7 +181,9 @@ impl Command {
     pub fn settings(&self) -> Option<(&Options, Purpose)> {
         match self {
             Self::Run(options) => Some((options, Purpose::Run)),
-            Self::Start { foreground, options } => Some((
+            Self::Start {
+                foreground, options, ..
+            } => Some((
                 options,
                 Purpose::Start {
                     foreground: *foreground,
@@ -236,8 +243,8 @@ struct Line {
 }
 
 /// Commands and options of later versions.
-const NOT_BUILT: [&str; 5] = ["nodes", "tap", "top", "deadletter", "token"];
-const NOT_BUILT_OPTIONS: [&str; 2] = ["influxdb-addr", "require-address"];
+const NOT_BUILT: [&str; 4] = ["tap", "top", "deadletter", "token"];
+const NOT_BUILT_OPTIONS: [&str; 1] = ["influxdb-addr"];
 
 /// `argv` begins with the program's name.
 pub fn parse(argv: impl IntoIterator<Item = impl Into<OsString>>) -> Result<Command, Leave> {
@@ -558,7 +565,6 @@ mod tests {
             ("-influxdb-addr=http://127.0.0.1:8086", "-influxdb-addr"),
             ("start --influxdb-addr http://127.0.0.1:8086", "--influxdb-addr"),
             ("-influxdb-addr http://x", "-influxdb-addr"),
-            ("start --require-address", "--require-address"),
         ] {
             assert_eq!(
                 read(line),
@@ -582,7 +588,7 @@ mod tests {
             ),
             (
                 "strat",
-                "unknown command `strat`, accepted: start, stop, restart, reload, status, version, check, plugins, try, jobs, files, why, doctor, \
+                "unknown command `strat`, accepted: start, stop, restart, reload, status, version, check, plugins, try, jobs, nodes, files, why, doctor, \
                  etcd-roles, log-level, help; did you mean `start`?",
             ),
             (

@@ -6,8 +6,10 @@ mod client;
 mod doctor;
 mod etcd_roles;
 mod files;
+mod fleet;
 mod jobs;
 mod log_level;
+mod nodes;
 mod plugins;
 mod plugins_page;
 mod reload;
@@ -46,7 +48,11 @@ pub fn run(argv: impl Iterator<Item = OsString>) -> u8 {
     };
     let done = match command {
         Command::Run(options) => start::bare(&options),
-        Command::Start { foreground, options } => start::start(&options, foreground),
+        Command::Start {
+            foreground,
+            require_address,
+            options,
+        } => start::start(&options, foreground, require_address),
         Command::Stop { how, place } => stop::run(&place, &how),
         Command::Restart { how, wait, options } => restart::run(&options, &how, wait),
         Command::Reload(ask) => reload::run(&ask),
@@ -62,6 +68,7 @@ pub fn run(argv: impl Iterator<Item = OsString>) -> u8 {
             options,
         } => try_::run(&options, &sample, pipeline.as_deref(), json),
         Command::Jobs(jobs) => jobs::run(&jobs),
+        Command::Nodes(nodes) => nodes::run(&nodes),
         Command::Files(ask) => files::run(&ask),
         Command::Why { what, ask } => why::run(&what, &ask),
         Command::Doctor { output, ask } => doctor::run(output, &ask),

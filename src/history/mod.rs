@@ -5,14 +5,27 @@
 mod memory;
 mod stored;
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::SeqCst},
+    },
+    time::Duration,
+};
 
 use jiff::Timestamp;
 use redb::{Database, Durability, ReadableDatabase, ReadableTable, Table, TableDefinition, WriteTransaction};
 
 pub use memory::{JobMemory, Override, Ranges};
 
-use crate::model::{RunId, RunRecord, RunState, job::Kept};
+use crate::model::{
+    RunId, RunRecord, RunState,
+    job::{
+        Kept,
+        feed::{Over, RunFeed},
+    },
+};
 
 /// By run, and so by time.
 const RUNS: TableDefinition<u128, &[u8]> = TableDefinition::new("runs");
@@ -21,8 +34,11 @@ const RUNS_OF: TableDefinition<(&str, u128), ()> = TableDefinition::new("runs_of
 const OUTPUTS: TableDefinition<u128, &[u8]> = TableDefinition::new("outputs");
 /// Runs that have no end yet.
 const OPEN: TableDefinition<u128, ()> = TableDefinition::new("runs_open");
+/// Runs that are over, numbered as they were written so; and their numbers by run.
+const OVER: TableDefinition<u64, u128> = TableDefinition::new("runs_over");
+const OVER_AS: TableDefinition<u128, u64> = TableDefinition::new("runs_over_as");
 const JOBS: TableDefinition<&str, &[u8]> = TableDefinition::new("jobs");
-/// Its one key is `bytes`: of records and outputs.
+/// `bytes` of records and outputs; `over`: the last number given to a run that is over; `id`: of this history.
 const SIZES: TableDefinition<&str, u64> = TableDefinition::new("history");
 
 /// What is kept.
@@ -64,6 +80,9 @@ type Done<T> = Result<T, HistoryError>;
 pub struct History {
     database: Arc<Database>,
     bounds: Bounds,
+    id: u64,
+    /// The last number in `OVER`, as of the last commit.
+    over: Arc<AtomicU64>,
 }
 impl History {
     pub fn open(database: Arc<Database>, bounds: Bounds) -> Done<Self> {
@@ -73,11 +92,32 @@ impl History {
             writing.open_table(RUNS_OF)?;
             writing.open_table(OUTPUTS)?;
             writing.open_table(OPEN)?;
+            writing.open_table(OVER)?;
+            writing.open_table(OVER_AS)?;
             writing.open_table(JOBS)?;
-            writing.open_table(SIZES)?;
         }
+        let (id, over) = {
+            let mut sizes = writing.open_table(SIZES)?;
+            let known = sizes.get("id")?.map(|id| id.value());
+            let id = match known {
+                Some(id) => id,
+                None => {
+                    let mut chance = [0; 8];
+                    let _ = getrandom::fill(&mut chance); // then it is like any other without
+                    let id = u64::from_le_bytes(chance);
+                    sizes.insert("id", id)?;
+                    id
+                }
+            };
+            (id, sizes.get("over")?.map_or(0, |over| over.value()))
+        };
         writing.commit()?;
-        Ok(Self { database, bounds })
+        Ok(Self {
+            database,
+            bounds,
+            id,
+            over: Arc::new(AtomicU64::new(over)),
+        })
     }
 
     /// All of it, or nothing; on the disk when it answers.
@@ -87,7 +127,7 @@ impl History {
         ))));
         let mut writing = self.database.begin_write()?;
         writing.set_durability(Durability::Immediate)?;
-        {
+        let over = {
             let mut tables = Tables::open(&writing)?;
             let mut touched = vec![];
             for (record, output) in &change.runs {
@@ -107,8 +147,11 @@ impl History {
             }
             tables.keep_within(&self.bounds, now)?;
             tables.sizes.insert("bytes", tables.bytes)?;
-        }
+            tables.sizes.insert("over", tables.last_over)?;
+            tables.last_over
+        };
         writing.commit()?;
+        self.over.store(over, SeqCst);
         Ok(())
     }
 
@@ -202,11 +245,48 @@ impl History {
     }
 }
 
+impl RunFeed for History {
+    fn id(&self) -> u64 {
+        self.id
+    }
+    fn last(&self) -> u64 {
+        self.over.load(SeqCst)
+    }
+    fn next(&self, after: u64) -> Result<Option<Over>, String> {
+        let next = || -> Done<Option<Over>> {
+            let reading = self.database.begin_read()?;
+            let (over, runs, outputs) = (
+                reading.open_table(OVER)?,
+                reading.open_table(RUNS)?,
+                reading.open_table(OUTPUTS)?,
+            );
+            for row in over.range(after.saturating_add(1)..)? {
+                let (number, id) = row?;
+                let (number, id) = (number.value(), id.value());
+                // What a later version wrote in another form is passed over.
+                let record = runs
+                    .get(id)?
+                    .and_then(|value| stored::read_record(RunId::of_u128(id), value.value()));
+                if let Some(record) = record {
+                    let output = outputs.get(id)?.and_then(|value| stored::read_output(value.value()));
+                    let output = output.unwrap_or_default();
+                    return Ok(Some(Over { number, record, output }));
+                }
+            }
+            Ok(None)
+        };
+        next().map_err(|error| format!("could not read the history of jobs: {error}"))
+    }
+}
+
 struct Tables<'t> {
     runs: Table<'t, u128, &'static [u8]>,
     of_job: Table<'t, (&'static str, u128), ()>,
     outputs: Table<'t, u128, &'static [u8]>,
     open: Table<'t, u128, ()>,
+    over: Table<'t, u64, u128>,
+    over_as: Table<'t, u128, u64>,
+    last_over: u64,
     jobs: Table<'t, &'static str, &'static [u8]>,
     sizes: Table<'t, &'static str, u64>,
     bytes: u64,
@@ -215,11 +295,15 @@ impl<'t> Tables<'t> {
     fn open(writing: &'t WriteTransaction) -> Done<Self> {
         let sizes = writing.open_table(SIZES)?;
         let bytes = sizes.get("bytes")?.map_or(0, |bytes| bytes.value());
+        let last_over = sizes.get("over")?.map_or(0, |over| over.value());
         Ok(Self {
             runs: writing.open_table(RUNS)?,
             of_job: writing.open_table(RUNS_OF)?,
             outputs: writing.open_table(OUTPUTS)?,
             open: writing.open_table(OPEN)?,
+            over: writing.open_table(OVER)?,
+            over_as: writing.open_table(OVER_AS)?,
+            last_over,
             jobs: writing.open_table(JOBS)?,
             sizes,
             bytes,
@@ -239,6 +323,12 @@ impl<'t> Tables<'t> {
             true => self.open.remove(id)?,
             false => self.open.insert(id, ())?,
         };
+        // Written again it is the same end.
+        if record.state.is_over() && self.over_as.get(id)?.is_none() {
+            self.last_over += 1;
+            self.over.insert(self.last_over, id)?;
+            self.over_as.insert(id, self.last_over)?;
+        }
         if let Some(output) = output.filter(|output| output.total > 0) {
             let value = stored::output(output);
             let before = self
@@ -265,6 +355,10 @@ impl<'t> Tables<'t> {
         let said = self.outputs.remove(id)?.map_or(0, |value| value.value().len());
         self.bytes = self.bytes.saturating_sub(said as u64);
         self.open.remove(id)?;
+        let number = self.over_as.remove(id)?.map(|number| number.value());
+        if let Some(number) = number {
+            self.over.remove(number)?;
+        }
         Ok(())
     }
     /// Runs without an end are not counted out: they are needed at the next start.

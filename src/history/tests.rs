@@ -213,3 +213,36 @@ fn jobs_are_remembered_and_forgotten() {
     history.write(&Change { runs: vec![], jobs }, at(1)).unwrap();
     assert_eq!(history.memories().unwrap().into_keys().collect::<Vec<_>>(), ["own/a"]);
 }
+
+#[test]
+fn runs_that_are_over_are_told_once_in_the_order_of_their_ends() {
+    let history = history(Bounds {
+        runs_per_job: 2,
+        ..Bounds::default()
+    });
+    assert_eq!((history.last(), history.next(0)), (0, Ok(None)));
+    let run = |second, state| record("17", second, state);
+    put(
+        &history,
+        vec![(run(1, RunState::Running), None), (run(2, RunState::Running), None)],
+        2,
+    );
+    assert_eq!(history.last(), 0);
+    put(&history, vec![(run(2, RunState::Succeeded), Some(said("two\n")))], 3);
+    put(&history, vec![(run(1, RunState::Failed(Some(3))), None)], 4);
+    put(&history, vec![(run(2, RunState::Succeeded), None)], 5); // again
+    let told = |after| {
+        history
+            .next(after)
+            .unwrap()
+            .map(|over| (over.number, over.record, over.output.total))
+    };
+    assert_eq!(told(0), Some((1, run(2, RunState::Succeeded), 4)));
+    assert_eq!(told(1), Some((2, run(1, RunState::Failed(Some(3))), 0)));
+    assert_eq!((told(2), history.last()), (None, 2));
+    // The oldest goes, and its number with it; none is given twice.
+    put(&history, vec![(run(3, RunState::Missed(1)), None)], 6);
+    assert_eq!(told(1).map(|over| over.0), Some(3));
+    let again = History::open(history.database.clone(), Bounds::default()).unwrap();
+    assert_eq!((again.id(), again.last()), (history.id(), 3));
+}

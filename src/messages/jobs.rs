@@ -157,6 +157,26 @@ pub struct MeetWatcher {
     pub once: Recipient<MarkOnce>,
 }
 
+// ---- JobWatcher → CronRunner
+/// How the jobs do, for those who look at a whole fleet. With the last run of `most` jobs: failing ones first, then the newest.
+#[derive(Message, Clone, Copy, Debug)]
+#[rtype(result = "Summary")]
+pub struct AskSummary {
+    pub most: usize,
+}
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Summary {
+    pub jobs: usize,
+    pub paused: usize,
+    pub invalid: usize,
+    pub failing: usize,
+    /// Present runs, waiting ones too.
+    pub present: usize,
+    pub last: Vec<RunRecord>,
+    /// Jobs whose last run is known, and not in `last`.
+    pub left_out: usize,
+}
+
 // ---- HttpApi → Root → JobWatcher
 /// Write a job to the store, or take it away (`value` none). It has been checked; what runs is what JobWatcher then sees there.
 #[derive(Message, Clone, Debug, PartialEq, Eq)]

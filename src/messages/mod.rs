@@ -26,6 +26,7 @@
 //! | `MayFire` | LeaseKeeper → CronRunner | heard | one a change |
 //! | `JobCommand` | JobWatcher, Root → CronRunner | done, or why not | requests, 2 s each |
 //! | `JobStateChanged` | CronRunner → JobWatcher | heard | one a job and turn |
+//! | `AskSummary` | JobWatcher → CronRunner | how the jobs do | one each 10 minutes |
 //! | `Claim`, `ReleaseClaim`, `MarkOnce` | CronRunner → JobWatcher | granted, taken, no store | one a firing |
 //! | `MeetWatcher` | Root → CronRunner | – | one a start |
 //! | `LetGo` | Root → CronRunner | – | one a stop |

@@ -5,7 +5,7 @@ use super::{
     check::{Section, boolean, one_of, path, span, text},
     layers::{Node, Value},
 };
-use crate::model::Span;
+use crate::{model::Span, store};
 
 #[derive(Clone, PartialEq)]
 pub struct Etcd {
@@ -19,6 +19,8 @@ pub struct Etcd {
     /// Whole seconds.
     pub lease_ttl: Duration,
     pub renew_every: Duration,
+    /// How the jobs do is seen in etcd.
+    pub publish_runs: bool,
     pub on_partition: OnPartition,
 }
 impl std::fmt::Debug for Etcd {
@@ -41,7 +43,23 @@ impl Default for Etcd {
             tls: None,
             lease_ttl: Duration::from_secs(30),
             renew_every: Duration::from_secs(10),
+            publish_runs: false,
             on_partition: OnPartition::Run,
+        }
+    }
+}
+impl Etcd {
+    /// How the store is to be reached.
+    pub fn way(&self) -> store::etcd::Options {
+        let user = self.user.clone().zip(self.password.clone());
+        store::etcd::Options {
+            endpoints: self.endpoints.clone(),
+            prefix: self.prefix.clone(),
+            user: user.map(|(name, password)| store::etcd::User { name, password }),
+            tls: self.tls.as_ref().map(|tls| store::etcd::Tls {
+                ca: tls.ca.clone(),
+                cert_and_key: tls.cert_and_key.clone(),
+            }),
         }
     }
 }
@@ -113,11 +131,12 @@ pub fn etcd(top: &mut Section<'_>) -> Etcd {
         );
         table.findings.add(&table.at, key, message);
     }
-    let publish = |node: &Node| match boolean(node)? {
-        true => Err("not built yet, accepted: false".to_owned()),
-        false => Ok(false),
-    };
-    table.or("publish_runs", false, publish);
+    let publish_runs = table.or("publish_runs", false, boolean);
+    if publish_runs && endpoints.is_empty() {
+        let key = table.key("publish_runs");
+        let message = "found true without etcd.endpoints, accepted: false, or with them";
+        table.findings.add(&table.at, key, message);
+    }
     let words = [("run", OnPartition::Run), ("hold", OnPartition::Hold)];
     let on_partition = table.or("on_partition", OnPartition::Run, |node| one_of(node, &words));
     if has_tls && endpoints.iter().any(|endpoint| endpoint.starts_with("http://")) {
@@ -138,6 +157,7 @@ pub fn etcd(top: &mut Section<'_>) -> Etcd {
         tls: secure.then_some(EtcdTls { ca, cert_and_key }),
         lease_ttl,
         renew_every,
+        publish_runs,
         on_partition,
     }
 }
@@ -268,7 +288,7 @@ tls = { ca = "/ca.pem" }"#,
                 "renew_every = \"20s\"",
                 "etcd.renew_every: found 20s, accepted: at most half",
             ),
-            ("publish_runs = true", "etcd.publish_runs: not built yet"),
+            ("publish_runs = true", "etcd.publish_runs: found true without"),
             (
                 "on_partition = \"x\"",
                 "etcd.on_partition: found \"x\", accepted: run, hold",

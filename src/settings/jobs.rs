@@ -64,6 +64,20 @@ impl Jobs {
                 .map(|(name, custom, _)| (name.clone(), custom.clone())),
         )
     }
+    /// What a job may ask for.
+    pub fn limits(&self) -> Limits {
+        Limits {
+            executors: self.all_executors().names(),
+            ignore_fields: self.ignore_fields.clone(),
+            webhooks: self.webhooks.iter().map(|(name, _)| name.clone()).collect(),
+            output_limit: self.output_limit,
+            retries: self.retries,
+            kill_after: self.kill_after,
+            jitter: self.jitter,
+            zone: jiff::tz::TimeZone::system(),
+            leave_refused: Some("`leave` is not built yet".into()),
+        }
+    }
 }
 pub fn jobs(top: &mut Section<'_>) -> Jobs {
     let default = Jobs::default();

@@ -114,6 +114,7 @@ pub fn load(
         max_write_bulk_size,
         pipelines,
         once: options.once,
+        require_address: false,
         config,
     })
 }
@@ -147,6 +148,27 @@ pub fn locate(place: &Place, env: impl Iterator<Item = (OsString, OsString)>) ->
             data_dir,
         }),
         _ => Err(findings.refused()),
+    }
+}
+
+/// For the commands that go through etcd: they need two tables only, and work whatever is wrong with the others.
+pub fn reach(options: &Options, env: impl Iterator<Item = (OsString, OsString)>) -> Result<(Etcd, Jobs), Refused> {
+    let (findings, env) = (Findings::default(), Environment::read(env));
+    let _ = from_the_start(Path::new(".")); // remembers where that is
+    let mut layers = Layers::default();
+    if let Some(path) = options.place.config.clone().or_else(usual_config) {
+        layers::merge_file(&path, &mut layers, &findings);
+    }
+    env.merge_into(&mut layers, &findings);
+    layers::merge_flags(options, &mut layers, &findings);
+    if !findings.is_empty() {
+        return Err(findings.refused());
+    }
+    let mut top = Section::open(&findings, String::new(), layers.tree());
+    let found = (etcd::etcd(&mut top), jobs::jobs(&mut top));
+    match findings.is_empty() {
+        true => Ok(found),
+        false => Err(findings.refused()),
     }
 }
 
@@ -194,6 +216,8 @@ pub struct Settings {
     pub pipelines: Vec<Pipeline>,
     /// Read what is there, drain, leave (`--once`).
     pub once: bool,
+    /// Do not start while another agent holds our address in etcd (`start --require-address`).
+    pub require_address: bool,
     /// The file that was read.
     pub config: Option<PathBuf>,
 }

@@ -52,7 +52,7 @@ impl Settings {
                 })),
                 "lease_ttl": span(etcd.lease_ttl),
                 "renew_every": span(etcd.renew_every),
-                "publish_runs": false,
+                "publish_runs": etcd.publish_runs,
                 "on_partition": etcd.on_partition.word(),
             },
             "jobs": {

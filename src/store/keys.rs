@@ -8,12 +8,13 @@ use serde::{Deserialize, Serialize};
 use crate::model::Host;
 
 pub const HEALTH: &str = "/agent/health/";
+pub const NODES: &str = "/agent/nodes/";
 
 pub fn health(ip: &str) -> String {
     format!("{HEALTH}{ip}")
 }
 pub fn node(ip: &str) -> String {
-    format!("/agent/nodes/{ip}")
+    format!("{NODES}{ip}")
 }
 pub fn jobs(ip: &str) -> String {
     format!("/cron/jobs/{ip}/")
@@ -29,6 +30,9 @@ pub fn commands(ip: &str) -> String {
 }
 pub fn result(ip: &str, id: &str) -> String {
     format!("/cron/results/{ip}/{id}")
+}
+pub fn runs(ip: &str) -> String {
+    format!("/cron/runs/{ip}")
 }
 pub fn once(ip: &str, task_id: &str) -> String {
     format!("/cron/once/{ip}/{task_id}")
@@ -91,11 +95,18 @@ pub struct Node {
     pub hostname: String,
     pub version: String,
     pub started: String,
-    /// None: it runs, or ended without a word.
+    /// The last stop, and why; none: there was none, or without a word.
     pub stopped: Option<String>,
     pub why: Option<String>,
+    /// It went without a word, and somebody who swept saw that first then.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gone_since: Option<String>,
 }
 impl Node {
+    /// And was not started since. Instants of one form are in order as texts.
+    pub fn has_stopped(&self) -> bool {
+        self.stopped.as_ref().is_some_and(|stopped| *stopped >= self.started)
+    }
     pub fn of(health: &Health) -> Self {
         Self {
             instance: health.instance.clone(),
@@ -106,6 +117,7 @@ impl Node {
             started: health.started.clone(),
             stopped: None,
             why: None,
+            gone_since: None,
         }
     }
 }
@@ -141,6 +153,51 @@ impl Record {
                 })
             }
             _ => whole,
+        }
+    }
+}
+
+/// `/cron/runs/<ip>`, under the lease: how an agent's jobs do. Not a history: that is the agent's own.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Runs {
+    /// When it was written.
+    pub at: String,
+    pub jobs: usize,
+    pub paused: usize,
+    pub invalid: usize,
+    pub failing: usize,
+    /// Present runs.
+    pub present: usize,
+    /// The last run of each job, failing ones first, then by their ends, newest first.
+    pub last: Vec<LastRun>,
+    /// Jobs whose last run found no room.
+    pub left_out: usize,
+}
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LastRun {
+    pub task_id: String,
+    pub run_id: String,
+    /// As in `failed(3)`.
+    pub state: String,
+    pub ended: String,
+}
+/// The longest summary of runs.
+pub const LONGEST_RUNS: usize = 8 << 10;
+impl Runs {
+    /// Within 8 KiB: what is last in `last` goes.
+    pub fn value(mut self) -> Bytes {
+        loop {
+            let whole = json(&self);
+            if whole.len() <= LONGEST_RUNS || self.last.is_empty() {
+                return whole;
+            }
+            // By what one of them takes on average, and one at least.
+            let each = whole.len() / self.last.len() + 1;
+            let over = ((whole.len() - LONGEST_RUNS) / each).max(1);
+            self.last.truncate(self.last.len().saturating_sub(over));
+            self.left_out += over;
         }
     }
 }
@@ -242,6 +299,34 @@ mod tests {
             assert!(value.len() <= 1024, "{}", value.len());
             assert!(read::<Record>(&value).error.unwrap().ends_with('…'));
         }
+    }
+    #[test]
+    fn a_summary_of_runs_stays_small() {
+        let last = |n: usize| LastRun {
+            task_id: format!("{n:0128}"),
+            run_id: "x".repeat(26),
+            state: format!("skipped({})", "\u{1}".repeat(n % 50)),
+            ended: "2026-11-25T10:00:00Z".into(),
+        };
+        let all = Runs {
+            jobs: 1000,
+            last: (0..100).map(last).collect(),
+            left_out: 900,
+            ..Runs::default()
+        };
+        let value = all.clone().value();
+        assert!(
+            value.len() <= LONGEST_RUNS && value.len() > LONGEST_RUNS - 1024,
+            "{}",
+            value.len()
+        );
+        let read = read::<Runs>(&value);
+        assert_eq!((read.last.len() + read.left_out, &read.last[0]), (1000, &all.last[0]));
+        let few = Runs::default();
+        assert_eq!(
+            few.value(),
+            r#"{"at":"","jobs":0,"paused":0,"invalid":0,"failing":0,"present":0,"last":[],"left_out":0}"#
+        );
     }
     #[test]
     fn commands_are_read_as_people_write_them() {

@@ -70,6 +70,7 @@ pub fn host(ip: &str, prefix: &str) -> Role {
             below(ReadWrite, keys::once(ip, "")),
             one(ReadWrite, keys::health(ip)),
             one(ReadWrite, keys::node(ip)),
+            one(ReadWrite, keys::runs(ip)), // with publish_runs
         ],
     )
 }
@@ -101,6 +102,7 @@ pub fn operator(prefix: &str) -> Role {
             below(Read, "/cron/cronid/"),
             below(Read, "/cron/claims/"),
             below(Read, "/cron/running/"),
+            below(Read, keys::runs("")),
             below(Read, keys::HEALTH),
             below(ReadWrite, keys::node("")), // `agent nodes rm`
         ],

@@ -164,6 +164,7 @@ impl Agent {
                 |_, _| CronRunner::new(parts),
             );
             let parts = JobWatcherParts {
+                publish: None,
                 store: store.clone(),
                 kept: Some(Kept::new(database)),
                 gate: None,

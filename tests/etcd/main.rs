@@ -5,6 +5,7 @@ mod kit;
 
 mod actors;
 mod exclusive;
+mod fleet;
 mod process;
 mod roles;
 mod store;

@@ -94,6 +94,55 @@ fn the_whole_way_by_etcdctl() {
     drop(etcd);
 }
 
+/// BEHAVIOUR 79 and issue 5: `make soak` restarts it fifty times.
+#[test]
+fn restarts_of_etcd_leave_nothing_behind() {
+    let restarts = std::env::var("ETCD_RESTARTS").map_or(10, |n| n.parse::<usize>().expect("ETCD_RESTARTS: a number"));
+    let mut etcd = Etcd::start();
+    let place = Place::default();
+    let out = place.path("out");
+    let value = format!(r#"{{"cmd":"echo run >> {}","express":"* * * * * *"}}"#, out.display());
+    etcd.put(&job("17"), &value);
+    let running = place.start(&configured(&place, &etcd), Stdio::null());
+    let pid = running.0.id();
+    // Of the agent at etcd: connections, watchers, leases; then goroutines of etcd and KiB of the agent.
+    let counts = |etcd: &Etcd| {
+        (
+            etcd.connections_of(pid),
+            etcd.metric("etcd_debugging_mvcc_watcher_total"),
+            etcd.leases(),
+        )
+    };
+    let goroutines = |etcd: &Etcd| etcd.metric("go_goroutines");
+    let resident = || {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().split(' ').next().unwrap().parse::<u64>().unwrap()
+    };
+    let mut after_fifth = None;
+    for round in 1..=restarts.max(6) {
+        etcd.restart();
+        let before = lines(&out);
+        etcd.until("it is followed again", |etcd| counts(etcd) == (1, 3.0, 1));
+        until("the job goes on", || lines(&out) > before);
+        match after_fifth {
+            None if round >= 5 => after_fifth = Some((goroutines(&etcd), resident())),
+            None => {}
+            Some((goroutines_then, _)) => {
+                etcd.until("etcd has no more to do than after the fifth", |etcd| {
+                    goroutines(etcd) <= goroutines_then + 2.0
+                });
+            }
+        }
+    }
+    let (_, then) = after_fifth.unwrap();
+    let now = resident();
+    assert!(now < then + 2048, "the agent has grown from {then} to {now} KiB");
+    println!("{restarts} restarts of etcd: the agent had {then} KiB after the fifth, {now} after the last");
+    assert_eq!(record(&etcd, "17").map(|record| record.state).as_deref(), Some("ok"));
+    assert_eq!(running.stop(), Some(0));
+}
+
 /// A command that needs no agent.
 fn alone(args: &[&str]) -> String {
     let done = std::process::Command::new(env!("CARGO_BIN_EXE_agent"))

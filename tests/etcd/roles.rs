@@ -103,6 +103,7 @@ async fn enough_for_every_key_of_an_agent_and_no_more() {
         ("/cron/once/10.0.0.1/17", true, true),
         ("/agent/health/10.0.0.1", true, true),
         ("/agent/nodes/10.0.0.1", true, true),
+        ("/cron/runs/10.0.0.1", true, true),
         // It counts who else is there, and cannot say anything for them.
         ("/agent/health/", true, false),
         ("/agent/health/10.0.0.2", true, false),
@@ -120,6 +121,7 @@ async fn enough_for_every_key_of_an_agent_and_no_more() {
         ("/cron/running/db/17", false, false),
         ("/cron/once/10.0.0.2/17", false, false),
         ("/agent/nodes/10.0.0.2", false, false),
+        ("/cron/runs/10.0.0.2", false, false),
         ("/agent/nodes/10.0.0.11", false, false),
         ("/other", false, false),
     ] {

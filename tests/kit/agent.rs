@@ -189,6 +189,7 @@ fn is_client(args: &[&str]) -> bool {
         "files",
         "why",
         "jobs",
+        "nodes",
         "doctor",
         "log-level",
         "reload",

@@ -252,6 +252,7 @@ impl Rig {
             once: self.once,
             journal: self.keeps_journal.then(|| self.journal()),
             board: self.board.clone(),
+            runs: None,
             tally: self.tally.clone(),
         }
     }

@@ -178,6 +178,7 @@ impl Seat {
                 prefix: setup.options.prefix.clone(),
                 jobs: runner.clone().recipient(),
                 commands: runner.clone().recipient(),
+                publish: None,
                 clock: clock::system(),
                 log: log.clone(),
             };

@@ -83,6 +83,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "cli::args",
         ],
     ),
+    ("settings::etcd", &["store"]), // how it is to be reached
     ("plugins", &["model", "clock", "os", "checkpoint"]),
     ("plugins::inputs::cron", &["schedule", "executors"]),
     ("checkpoint", &["model"]),

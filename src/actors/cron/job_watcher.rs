@@ -2,7 +2,7 @@
 //! store in reach the jobs of the last time go on.
 //!
 //! Hears: StandingChanged, JobStateChanged, Claim, ReleaseClaim, MarkOnce, WriteJob, CheckSigned, ObserveWatcher, Drain.
-//! Says: JobsChanged → CronRunner, one at a time, the next when it is answered; JobCommand → CronRunner.
+//! Says: JobsChanged → CronRunner, one at a time, the next when it is answered; JobCommand, AskSummary → CronRunner.
 //! Bound: one change under way, `MOST_COMMANDS` commands, one record a task id. Waits: for the store, with a limit each time.
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -19,6 +19,7 @@ use super::{
     commands,
     follow::{Follow, Seen, blocking},
     gate::{self, SharedGate},
+    publish::{self, Publish},
     records::Records,
 };
 use crate::{
@@ -26,8 +27,8 @@ use crate::{
     messages::{
         control::Drain,
         jobs::{
-            CheckSigned, Claim, Claimed, CommandAnswer, JobAnswer, JobCommand, JobStateChanged, JobsChanged, MarkOnce,
-            OnceMarked, ReleaseClaim, WriteJob, WriteRefused, Written,
+            AskSummary, CheckSigned, Claim, Claimed, CommandAnswer, JobAnswer, JobCommand, JobStateChanged,
+            JobsChanged, MarkOnce, OnceMarked, ReleaseClaim, WriteJob, WriteRefused, Written,
         },
         lease::{ObserveWatcher, Standing, StandingChanged, WatcherView},
     },
@@ -69,6 +70,8 @@ pub struct JobWatcherParts {
     pub prefix: String,
     pub jobs: Recipient<JobsChanged>,
     pub commands: Recipient<JobCommand>,
+    /// None: how the jobs do is not published.
+    pub publish: Option<Publish>,
     pub clock: SharedClock,
     pub log: slog::Logger,
 }
@@ -94,6 +97,8 @@ pub struct JobWatcher {
     records: Records,
     writing: bool,
     write_timer: Option<SpawnHandle>,
+    /// When the summary of runs is written next.
+    publish_timer: Option<SpawnHandle>,
     commands: VecDeque<Entry>,
     serving: bool,
     /// Exclusive runs of ours, under their keys.
@@ -128,6 +133,7 @@ impl JobWatcher {
             records: Records::default(),
             writing: false,
             write_timer: None,
+            publish_timer: None,
             commands: VecDeque::new(),
             serving: false,
             running: BTreeMap::new(),
@@ -164,6 +170,7 @@ impl JobWatcher {
             && lease_before != Some(held)
         {
             self.records.write_all_again();
+            self.publish_soon(ctx);
         }
         if wanted != self.following {
             self.follow_anew(wanted, ctx);
@@ -367,6 +374,48 @@ impl JobWatcher {
         }));
     }
 
+    // ---- how the jobs do
+    fn publish_soon(&mut self, ctx: &mut Context<Self>) {
+        if let Some(publish) = &self.parts.publish {
+            self.publish_in(publish.first_within.mul_f64(dice()), ctx);
+        }
+    }
+    fn publish_in(&mut self, wait: Duration, ctx: &mut Context<Self>) {
+        let next = ctx.run_later(wait, |watcher, ctx| {
+            watcher.publish_timer = None;
+            watcher.publish(ctx);
+        });
+        if let Some(before) = self.publish_timer.replace(next) {
+            ctx.cancel_future(before);
+        }
+    }
+    /// Without a lease it waits for the next one: whoever registers begins anew.
+    fn publish(&mut self, ctx: &mut Context<Self>) {
+        let (false, Some((ip, lease)), Some(publish)) = (self.drained, self.held(), self.parts.publish.clone()) else {
+            return;
+        };
+        let (store, now) = (self.parts.store.clone(), self.parts.clock.wall());
+        let work = async move {
+            let asked = publish.runs.send(AskSummary { most: publish::MOST });
+            let Ok(Ok(summary)) = tokio::time::timeout(COMMAND, asked).await else {
+                return Err("the runner of jobs did not answer".to_owned());
+            };
+            let put = Op::put(keys::runs(&ip.to_string()), publish::value(&summary, now), Some(lease));
+            let put = Transaction::of(vec![put]).idempotent();
+            store.transact(put).await.map(drop).map_err(|error| error.to_string())
+        };
+        ctx.spawn(work.into_actor(self).map(move |done, watcher, ctx| {
+            // Under another lease by now, it is on its way already.
+            if watcher.publish_timer.is_some() || watcher.drained {
+                return;
+            }
+            if let Err(error) = &done {
+                slog::warn!(watcher.parts.log, "could not publish how the jobs do"; "error" => error, "next_in" => ?publish::AGAIN);
+            }
+            watcher.publish_in(if done.is_ok() { publish::EVERY } else { publish::AGAIN }, ctx);
+        }));
+    }
+
     // ---- commands
     /// One after the other.
     fn serve(&mut self, ctx: &mut Context<Self>) {
@@ -545,13 +594,14 @@ impl Actor for JobWatcher {
     type Context = Context<Self>;
     fn started(&mut self, ctx: &mut Self::Context) {
         // The former life's futures ended with it, and what was under way is begun anew.
-        (self.turning, self.write_timer) = (None, None);
+        (self.turning, self.write_timer, self.publish_timer) = (None, None, None);
         (self.writing, self.serving, self.tidying) = (false, false, false);
         if self.drained {
             return;
         }
         self.follow_anew(self.following, ctx);
         self.write(ctx);
+        self.publish_soon(ctx);
         self.tidy(ctx);
     }
 }
@@ -734,7 +784,8 @@ impl Handler<Drain> for JobWatcher {
     fn handle(&mut self, _: Drain, ctx: &mut Self::Context) {
         self.drained = true;
         self.round += 1;
-        for handle in [self.turning.take(), self.write_timer.take()].into_iter().flatten() {
+        let under_way = [self.turning.take(), self.write_timer.take(), self.publish_timer.take()];
+        for handle in under_way.into_iter().flatten() {
             ctx.cancel_future(handle);
         }
     }

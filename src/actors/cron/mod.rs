@@ -9,5 +9,6 @@ pub mod gate;
 pub mod job_watcher;
 pub mod lease_keeper;
 pub mod notifier;
+pub mod publish;
 pub mod records;
 pub mod registration;

@@ -231,10 +231,18 @@ impl Registration {
             return Ok(());
         }
         let key = keys::health(&address);
+        // Its last stop is still to be seen while it runs.
+        let before = store.get(&keys::node(&address)).await?;
+        let before = before.map(|entry| keys::read::<Node>(&entry.value)).unwrap_or_default();
+        let node = Node {
+            stopped: before.stopped,
+            why: before.why,
+            ..Node::of(&health)
+        };
         let when = found.as_ref().map_or(Compare::absent(&*key), Compare::unchanged);
         let mut then = vec![
             Op::put(key, value, Some(lease)),
-            Op::put(keys::node(&address), keys::json(&Node::of(&health)), None),
+            Op::put(keys::node(&address), keys::json(&node), None),
         ];
         if let Some((old, _)) = self.left.filter(|(old, _)| *old != ip) {
             then.extend([
@@ -367,7 +375,15 @@ mod tests {
         let node = kit.store.get("/agent/nodes/10.0.0.1").await.unwrap().unwrap();
         let node = keys::read::<Node>(&node.value);
         assert_eq!(node.why.as_deref(), Some("stopped as asked"));
+        assert!(node.has_stopped());
         assert_eq!(kit.store.leases(), []);
+        // The next one, which is killed: both are to be seen.
+        kit.clock.advance(Duration::from_secs(60));
+        kit.agent("a").turn().await;
+        let node = kit.store.get("/agent/nodes/10.0.0.1").await.unwrap().unwrap();
+        let node = keys::read::<Node>(&node.value);
+        assert_eq!(node.why.as_deref(), Some("stopped as asked"));
+        assert!(!node.has_stopped());
     }
 
     #[tokio::test]

@@ -3,7 +3,6 @@
 use std::{sync::Arc, time::Duration};
 
 use actix::prelude::*;
-use redb::Database;
 
 use super::Start;
 use crate::{
@@ -12,25 +11,28 @@ use crate::{
             gate::{Gate, SharedGate},
             job_watcher::{JobWatcher, JobWatcherParts},
             lease_keeper::{LeaseKeeper, LeaseKeeperParts},
+            publish::Publish,
             registration::Parts,
         },
         kit::{Pulse, Restarts, SharedPulse, Stopping, supervise},
     },
+    history::{Bounds, History},
     identity::Addresses,
     messages::{
         control::Drain,
-        jobs::{JobCommand, JobsChanged, MayFire, MeetWatcher},
+        jobs::{AskSummary, JobCommand, JobsChanged, MayFire, MeetWatcher},
         lease::{GiveBack, LeaseView, ObserveLease, ObserveWatcher, WatcherView},
     },
     model::{SharedSign, Sign},
     os,
-    settings::{self, OnPartition},
+    settings::{OnPartition, Settings},
     signature::Verifier,
     store::{
         SharedStore,
         embedded::{self, EmbeddedStore},
-        etcd::{EtcdStore, Options, Tls, User},
+        etcd::EtcdStore,
         kept::Kept,
+        keys::{self, Health},
     },
 };
 
@@ -41,11 +43,14 @@ const GIVE_BACK: Duration = Duration::from_secs(3);
 /// Messages that may wait at one of them; all are few.
 const MAILBOX: usize = 64;
 
+/// The first look at who holds the address takes so long at most; no answer is no failure.
+const FIRST_LOOK: Duration = Duration::from_secs(3);
+
 /// What is there before any actor: the database of this host, and the store that counts.
 pub struct Stores {
     pub control: Arbiter,
-    /// `store.redb`: the embedded store, what is remembered of etcd, and the history of runs.
-    pub database: Arc<Database>,
+    /// In `store.redb`, beside the embedded store and what is remembered of etcd.
+    pub history: History,
     pub store: SharedStore,
     kept: Option<Kept>,
     gate: Option<SharedGate>,
@@ -56,6 +61,8 @@ pub struct Runner {
     pub commands: Recipient<JobCommand>,
     pub may_fire: Recipient<MayFire>,
     pub meet: Recipient<MeetWatcher>,
+    /// What of its runs is published in etcd.
+    pub summary: Recipient<AskSummary>,
     /// Asked before anything is started.
     pub sign: SharedSign,
 }
@@ -98,6 +105,8 @@ pub async fn open(start: &Start) -> Result<Option<Stores>, String> {
     }
     let database = opened.database;
     let local = EmbeddedStore::new(database.clone()).map_err(|error| error.to_string())?;
+    let history = History::open(database.clone(), Bounds::default())
+        .map_err(|error| format!("could not open the history of jobs in store.redb: {error}"))?;
     let control = Arbiter::with_tokio_rt(|| {
         tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -113,15 +122,28 @@ pub async fn open(start: &Start) -> Result<Option<Stores>, String> {
             if here > 0 {
                 slog::warn!(start.log, "jobs of this host's own store do not run while there is etcd"; "jobs" => here);
             }
-            let options = options(etcd);
+            let way = etcd.way();
             // The connection's tasks live where it is made.
             let store = on(&control, move || {
                 os::name_thread("control");
-                EtcdStore::new(options)
+                EtcdStore::new(way)
             });
             (Arc::new(store.await?), Some(Kept::new(database.clone())))
         }
     };
+    if settings.require_address {
+        match tokio::time::timeout(FIRST_LOOK, holder(start, &store)).await {
+            Ok(Some(holder)) => {
+                return Err(format!(
+                    "{holder}; --require-address: this agent does not start beside it"
+                ));
+            }
+            Ok(None) => {}
+            Err(_) => {
+                slog::warn!(start.log, "etcd has not said who holds the address, starting all the same"; "after" => ?FIRST_LOOK)
+            }
+        }
+    }
     let gate = match (&kept, signed) {
         (Some(kept), true) => {
             let fleet = settings.jobs.fleet.as_deref().unwrap_or_default();
@@ -133,26 +155,11 @@ pub async fn open(start: &Start) -> Result<Option<Stores>, String> {
     };
     Ok(Some(Stores {
         control,
-        database,
+        history,
         store,
         kept,
         gate,
     }))
-}
-fn options(etcd: &settings::Etcd) -> Options {
-    Options {
-        endpoints: etcd.endpoints.clone(),
-        prefix: etcd.prefix.clone(),
-        user: etcd
-            .user
-            .clone()
-            .zip(etcd.password.clone())
-            .map(|(name, password)| User { name, password }),
-        tls: etcd.tls.as_ref().map(|tls| Tls {
-            ca: tls.ca.clone(),
-            cert_and_key: tls.cert_and_key.clone(),
-        }),
-    }
 }
 async fn on<T: Send + 'static>(arbiter: &Arbiter, work: impl FnOnce() -> T + Send + 'static) -> Result<T, String> {
     let (tell, told) = tokio::sync::oneshot::channel();
@@ -161,6 +168,21 @@ async fn on<T: Send + 'static>(arbiter: &Arbiter, work: impl FnOnce() -> T + Sen
     });
     told.await
         .map_err(|_| "the control thread could not be started".to_owned())
+}
+
+/// Who holds our address, if that is another agent. LeaseKeeper sees to whatever cannot be told now.
+async fn holder(start: &Start, store: &SharedStore) -> Option<String> {
+    let addresses = addresses(&start.settings);
+    let ip = tokio::task::spawn_blocking(move || addresses.look()).await.ok()?.ok()?;
+    let found = store.get(&keys::health(&ip.to_string())).await.ok()??;
+    let health = keys::read::<Health>(&found.value);
+    (health.instance != start.host.instance).then(|| health.shown(ip))
+}
+fn addresses(settings: &Settings) -> Addresses {
+    Addresses {
+        wanted: settings.agent.ip.clone(),
+        etcd: settings.etcd.endpoints.clone(),
+    }
 }
 
 impl JobsHouse {
@@ -189,6 +211,7 @@ impl JobsHouse {
                 commands,
                 may_fire,
                 meet,
+                summary,
                 sign,
             }) => {
                 let parts = JobWatcherParts {
@@ -200,6 +223,10 @@ impl JobsHouse {
                     prefix: settings.etcd.prefix.clone(),
                     jobs,
                     commands,
+                    publish: settings.etcd.publish_runs.then_some(Publish {
+                        runs: summary,
+                        first_within: settings.etcd.lease_ttl,
+                    }),
                     clock: start.clock.clone(),
                     log: start.log.clone(),
                 };
@@ -217,10 +244,7 @@ impl JobsHouse {
                 (Some(Member { addr, pulse }), Some(may_fire), sign)
             }
         };
-        let addresses = Addresses {
-            wanted: settings.agent.ip.clone(),
-            etcd: settings.etcd.endpoints.clone(),
-        };
+        let addresses = addresses(settings);
         let nobody_is_asked =
             settings.etcd.user.is_none() && settings.etcd.tls.as_ref().is_none_or(|tls| tls.cert_and_key.is_none());
         let open_to_all = os::is_root() && nobody_is_asked && !signed && !addresses.etcd_is_here();

@@ -59,7 +59,7 @@ use crate::{
         },
     },
     metrics::SharedMetrics,
-    model::{self, FileStatus, Host, file_status::SharedFileBoard},
+    model::{self, FileStatus, Host, file_status::SharedFileBoard, job::feed::SharedRunFeed},
     os,
     settings::{self, Reread, Settings},
     web::{self, Ask},
@@ -163,6 +163,8 @@ pub(super) struct Ground {
     stopping: Stopping,
     drain: DrainLimit,
     reread: Reread,
+    /// None: no jobs run in this house.
+    runs: Option<SharedRunFeed>,
 }
 impl Ground {
     /// An order of `agent log-level` stands until the level of the settings changes.
@@ -222,6 +224,8 @@ impl House {
         let data_dir = &settings.agent.data_dir;
         let letters = DeadLetter::open(&data_dir.join("deadletter"))
             .map_err(|error| format!("could not open the dead letter in {}: {error}", data_dir.display()))?;
+        // Before anything is read: it may be that this agent is not to start.
+        let stores = jobs::open(start).await?;
         let ground = Arc::new(Ground {
             host: start.host.clone(),
             log: start.log.clone(),
@@ -233,6 +237,7 @@ impl House {
             stopping: Stopping::default(),
             drain: start.drain.clone(),
             reread: start.reread.clone(),
+            runs: stores.as_ref().map(|stores| Arc::new(stores.history.clone()) as _),
         });
         let Plan { pipelines, limits, .. } = Plan::make(&ground, &[], &settings, false)?;
         let http = start.http.as_ref().and_then(|listener| listener.local_addr().ok());
@@ -266,9 +271,9 @@ impl House {
                 raised.map_err(|error| format!("pipeline `{name}`: {error}"))?;
             }
         }
-        if let Some(stores) = jobs::open(start).await? {
+        if let Some(stores) = stores {
             let stopping = house.ground.stopping.clone();
-            let runner = RunnerHouse::raise(start, stores.database.clone(), &stopping).await?;
+            let runner = RunnerHouse::raise(start, stores.history.clone(), &stopping).await?;
             house.jobs = Some(JobsHouse::raise(start, stores, &stopping, Some(runner.runner())).await?);
             house.runner = Some(runner);
         }

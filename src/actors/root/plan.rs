@@ -279,6 +279,7 @@ impl Planner<'_> {
             journal: journal.clone(),
             board: board.clone(),
             tally: Arc::new(InputTally::new(&self.ground.metrics, &pipeline.name)),
+            runs: self.ground.runs.clone(),
         };
         let made = (plugin.build)(&pipeline.input.table, context);
         made.map_err(|error| format!("input `{}`: {error}", pipeline.input.name))

@@ -2,7 +2,6 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use actix::prelude::*;
-use redb::Database;
 
 use super::{
     Root, Start,
@@ -19,7 +18,7 @@ use crate::{
         kit::{Pulse, SharedPulse, Stopping},
     },
     executors::Processes,
-    history::{Bounds, History},
+    history::History,
     messages::{
         control::Drain,
         jobs::{
@@ -27,7 +26,7 @@ use crate::{
             JobDetail, JobView, LetGo, ObserveRunner, OutputView, WriteJob, WriteRefused, Written,
         },
     },
-    model::{Invalid, RunId, RunRecord, SharedSign, Sign, job::Limits},
+    model::{Invalid, RunId, RunRecord, SharedSign, Sign},
     os,
     webhook::{self, Sender},
 };
@@ -44,11 +43,10 @@ pub struct RunnerHouse {
     _arbiter: Arbiter,
 }
 impl RunnerHouse {
-    pub async fn raise(start: &Start, database: Arc<Database>, stopping: &Stopping) -> Result<Self, String> {
+    pub async fn raise(start: &Start, history: History, stopping: &Stopping) -> Result<Self, String> {
         let (jobs, clock) = (&start.settings.jobs, &start.clock);
         let failed =
-            |error: &dyn std::fmt::Display| format!("could not open the history of jobs in store.redb: {error}");
-        let history = History::open(database, Bounds::default()).map_err(|error| failed(&error))?;
+            |error: &dyn std::fmt::Display| format!("could not read the history of jobs in store.redb: {error}");
         let memories = history.memories().map_err(|error| failed(&error))?;
         let lost = history.take_lost(clock.wall()).map_err(|error| failed(&error))?;
         if !os::become_subreaper() {
@@ -56,17 +54,7 @@ impl RunnerHouse {
         }
         os::remove_left_cgroups();
         let executors = jobs.all_executors();
-        let limits = Limits {
-            executors: executors.names(),
-            ignore_fields: jobs.ignore_fields.clone(),
-            webhooks: jobs.webhooks.iter().map(|(name, _)| name.clone()).collect(),
-            output_limit: jobs.output_limit,
-            retries: jobs.retries,
-            kill_after: jobs.kill_after,
-            jitter: jobs.jitter,
-            zone: jiff::tz::TimeZone::system(),
-            leave_refused: Some("`leave` is not built yet".into()),
-        };
+        let limits = jobs.limits();
         let mut guards = jobs.guards.clone();
         guards.own_user = os::User::own()
             .ok()
@@ -113,6 +101,7 @@ impl RunnerHouse {
             commands: self.addr.clone().recipient(),
             may_fire: self.addr.clone().recipient(),
             meet: self.addr.clone().recipient(),
+            summary: self.addr.clone().recipient(),
             sign: self.sign.clone(),
         }
     }

@@ -38,8 +38,8 @@ pub fn run(user: &str, crontab: &str, yes: bool, ask: &Ask) -> Done {
             }
             Line::Job { task_id, value } => {
                 let of = Of {
-                    group: None,
                     ask: ask.clone(),
+                    ..Of::default()
                 };
                 match put_one(task_id, &value.to_string(), false, &of) {
                     Ok(_) => print(&format!("line {number}: job {task_id} put")),

@@ -1,4 +1,6 @@
-//! `agent jobs …`: the jobs of this host, through the running agent; `next` and a dry `import` need none.
+//! `agent jobs …`: the jobs of this host, through the running agent; those of others through etcd (`away`); `next` and a dry `import`
+//! need neither.
+mod away;
 mod import;
 mod next;
 mod sign;
@@ -15,6 +17,7 @@ use bytes::Bytes;
 use hyper::Method;
 use serde_json::Value;
 
+use self::away::away;
 use super::{
     Done, Failed,
     args::Ask,
@@ -26,7 +29,7 @@ use crate::model::JobKey;
 #[derive(clap::Subcommand, Clone, Debug, PartialEq)]
 pub enum Jobs {
     /// Every job: state, next and last run
-    List(Ask),
+    List(Of),
     /// One job: its value, its next five times
     Get {
         task_id: String,
@@ -130,9 +133,15 @@ pub enum Jobs {
 /// Whose job is meant.
 #[derive(clap::Args, Clone, Debug, Default, PartialEq)]
 pub struct Of {
-    /// The job of this group, not the host's own
+    /// Through etcd: of the host at this address. No agent is asked here
+    #[arg(long, value_name = "IP")]
+    node: Option<std::net::IpAddr>,
+    /// The jobs of this group, not a host's own: through etcd, or of the agent here if the settings name none
     #[arg(long, value_name = "NAME")]
     group: Option<String>,
+    /// With --node or --group: other etcd servers than those of the settings
+    #[arg(long, value_name = "HOST:PORT", value_delimiter = ',')]
+    etcd_endpoint: Vec<String>,
     #[command(flatten)]
     ask: Ask,
 }
@@ -142,7 +151,7 @@ const LARGEST: u64 = 1 << 20;
 
 pub fn run(jobs: &Jobs) -> Done {
     match jobs {
-        Jobs::List(ask) => list(ask),
+        Jobs::List(of) => list(of),
         Jobs::Get { task_id, of } => get(task_id, of),
         Jobs::Put {
             id,
@@ -153,6 +162,9 @@ pub fn run(jobs: &Jobs) -> Done {
             of,
         } => put(id.as_deref(), value.as_deref(), file.as_ref(), *check, with, of),
         Jobs::Rm { task_id, of } => {
+            if let Some(away) = away(of)? {
+                return away.rm(task_id);
+            }
             let answer = ask(of, Method::DELETE, &path(task_id, "", of, &[]), Bytes::new())?;
             said(of, &answer, &format!("job {task_id} removed"))
         }
@@ -207,7 +219,13 @@ fn said(of: &Of, answer: &Value, line: &str) -> Done {
     });
     Ok(0)
 }
-fn order(task_id: &str, action: &str, of: &Of, query: &[(&str, &str)]) -> Done {
+fn order(task_id: &str, action: &'static str, of: &Of, query: &[(&str, &str)]) -> Done {
+    if let Some(away) = away(of)? {
+        return match action {
+            "pause" | "resume" => away.pause(task_id, action == "pause"),
+            _ => away.order(task_id, action, query.first().map(|(_, run_id)| *run_id)),
+        };
+    }
     let answer = ask(
         of,
         Method::POST,
@@ -237,8 +255,15 @@ fn read(file: Option<&PathBuf>) -> Result<String, Failed> {
 }
 
 // ---- pages
-fn list(ask: &Ask) -> Done {
-    let answer = client::get(&data_dir(&ask.place)?, "/api/v1/jobs")?;
+fn list(of: &Of) -> Done {
+    if let Some(away) = away(of)? {
+        return away.list();
+    }
+    let ask = &of.ask;
+    let mut answer = client::get(&data_dir(&ask.place)?, "/api/v1/jobs")?;
+    if let (Some(group), Some(jobs)) = (&of.group, answer["jobs"].as_array_mut()) {
+        jobs.retain(|job| job["group"] == group.as_str());
+    }
     print(&if ask.json { show::json(&answer) } else { table(&answer) });
     Ok(0)
 }
@@ -253,14 +278,6 @@ fn table(answer: &Value) -> String {
     let mut rows = vec![head.map(str::to_owned).to_vec()];
     for job in jobs {
         let last = &job["last"];
-        let command = text(job, "cmd");
-        let short = command
-            .lines()
-            .next()
-            .unwrap_or_default()
-            .chars()
-            .take(40)
-            .collect::<String>();
         rows.push(vec![
             text(job, "task_id"),
             text(job, "group"),
@@ -273,13 +290,22 @@ fn table(answer: &Value) -> String {
             text(job, "next"),
             text(last, "shown"),
             text(last, "ended"),
-            if short == command { short } else { format!("{short}…") },
+            row_of(&text(job, "cmd")),
             job["error"].as_str().unwrap_or_default().to_owned(),
         ]);
     }
     show::table(&rows)
 }
+/// What of a command stands in a row.
+fn row_of(command: &str) -> String {
+    let first = command.lines().next().unwrap_or_default();
+    let short = first.chars().take(40).collect::<String>();
+    if short == command { short } else { format!("{short}…") }
+}
 fn get(task_id: &str, of: &Of) -> Done {
+    if let Some(away) = away(of)? {
+        return away.get(task_id);
+    }
     let answer = ask(of, Method::GET, &path(task_id, "", of, &[]), Bytes::new())?;
     if of.ask.json {
         return said(of, &answer, "");
@@ -356,9 +382,15 @@ fn put(id: Option<&str>, value: Option<&str>, file: Option<&PathBuf>, check: boo
     let next = show::list(&answer, "next")
         .iter()
         .map(|at| format!("\nnext {}", at.as_str().unwrap_or_default()));
-    said(of, &answer, &(done + &next.collect::<String>()))
+    let note = answer["note"]
+        .as_str()
+        .map_or(String::new(), |note| format!("\n{note}"));
+    said(of, &answer, &(done + &next.collect::<String>() + &note))
 }
 fn put_one(task_id: &str, value: &str, check: bool, of: &Of) -> Result<Value, Failed> {
+    if let Some(away) = away(of)? {
+        return away.put(task_id, value, check);
+    }
     let query: &[(&str, &str)] = if check { &[("check", "true")] } else { &[] };
     ask(
         of,
@@ -468,6 +500,11 @@ fn pause(time: Duration) {
     std::thread::sleep(time);
 }
 fn run_and_wait(task_id: &str, of: &Of) -> Done {
+    if away(of)?.is_some() {
+        return Err(Failed::usage(
+            "`--wait` shows what the run says, which is not in etcd, accepted: on the host itself, or without --wait",
+        ));
+    }
     let answer = ask(of, Method::POST, &path(task_id, "/run", of, &[]), Bytes::new())?;
     let Some(run_id) = show::list(&answer, "run_ids").first().and_then(Value::as_str) else {
         return Err(Failed::new(text(&answer, "said")));

@@ -1,4 +1,5 @@
 //! Jobs (SPEC §4): whose a job is, what it asks for, how it stands. `parse` makes one of a stored value, `run` says what became of it.
+pub mod feed;
 mod output;
 mod parse;
 pub mod run;

@@ -27,9 +27,9 @@ pub const PLUGIN: Plugin<Build> = Plugin {
     name: "cron",
     tag: "v1",
     stable: true,
-    about: "Runs a command on a schedule; each line that it writes is an event.",
+    about: "Runs a command on a schedule; each line that it writes is an event",
     delivery: "Cannot be read again: what the command has written is lost if the agent is killed before delivery. A stop ends a present run \
-               and delivers what it has written. An instant that comes during a run is skipped.",
+               and delivers what it has written. An instant that comes during a run is skipped",
     options: &[
         Opt {
             name: "cmd",

@@ -1,6 +1,7 @@
 //! Inputs: where events come from. To add one: its file, and one line of CATALOG.
 pub mod cron;
 pub mod file;
+pub mod jobs;
 pub mod stdin;
 
 use std::{os::fd::OwnedFd, sync::Arc, time::Duration};
@@ -8,12 +9,18 @@ use std::{os::fd::OwnedFd, sync::Arc, time::Duration};
 use crate::{
     checkpoint::SharedJournal,
     clock::SharedClock,
-    model::{Chunk, Host, file_status::SharedFileBoard},
+    model::{Chunk, Host, file_status::SharedFileBoard, job::feed::SharedRunFeed},
     plugins::{Plugin, PluginError, Table},
 };
 
 pub type Build = fn(&Table, InputContext) -> Result<Box<dyn Input>, PluginError>;
-pub const CATALOG: &[Plugin<Build>] = &[stdin::PLUGIN, file::PLUGIN_V1, file::PLUGIN_V2, cron::PLUGIN];
+pub const CATALOG: &[Plugin<Build>] = &[
+    stdin::PLUGIN,
+    file::PLUGIN_V1,
+    file::PLUGIN_V2,
+    cron::PLUGIN,
+    jobs::PLUGIN,
+];
 
 /// What an input is given at its mount.
 #[derive(Clone)]
@@ -30,6 +37,8 @@ pub struct InputContext {
     pub board: SharedFileBoard,
     /// Counters by name and reason: `tally.count("lines_cut", 1)`.
     pub tally: SharedTally,
+    /// Runs of this agent's jobs. None: it runs none.
+    pub runs: Option<SharedRunFeed>,
 }
 
 /// Where a plugin counts what happened to it. Names are lower_snake; they become `luffly_input_<name>_total{pipeline}`.

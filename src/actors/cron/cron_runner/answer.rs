@@ -7,11 +7,11 @@ use crate::{
     actors::cron::agenda::Job,
     history::History,
     messages::jobs::{
-        AskJob, AskJobs, AskOutput, AskRuns, AskWhyJob, CheckJob, JobDetail, JobView, ObserveRunner, OutputView,
-        RunnerView,
+        AskJob, AskJobs, AskOutput, AskRuns, AskSummary, AskWhyJob, CheckJob, JobDetail, JobView, ObserveRunner,
+        OutputView, RunnerView, Summary,
     },
     model::{
-        Invalid, JobKey, JobSpec, RunId, RunRecord, RunState,
+        Invalid, JobKey, JobSpec, JobState, RunId, RunRecord, RunState,
         job::{Kept, When},
     },
 };
@@ -166,6 +166,37 @@ impl Handler<ObserveRunner> for CronRunner {
             history_error: self.history_error.clone(),
             lost_records: self.lost_records,
         })
+    }
+}
+
+impl Handler<AskSummary> for CronRunner {
+    type Result = MessageResult<AskSummary>;
+    /// Of runs of this life: those before are in the history.
+    fn handle(&mut self, AskSummary { most }: AskSummary, _: &mut Self::Context) -> Self::Result {
+        let mut summary = Summary {
+            jobs: self.agenda.len(),
+            present: self.runs.len(),
+            ..Summary::default()
+        };
+        let mut last = vec![];
+        for (_, job) in self.agenda.all() {
+            let state = job.state().0;
+            match state {
+                JobState::Paused => summary.paused += 1,
+                JobState::Invalid => summary.invalid += 1,
+                JobState::Failing => summary.failing += 1,
+                JobState::Ok | JobState::Shadowed => {}
+            }
+            last.extend(
+                self.last
+                    .get(&job.key)
+                    .map(|record| (state == JobState::Failing, record)),
+            );
+        }
+        last.sort_by_key(|(failing, record)| std::cmp::Reverse((*failing, record.ended, record.run_id)));
+        summary.left_out = last.len().saturating_sub(most);
+        summary.last = last.into_iter().take(most).map(|(_, record)| record.clone()).collect();
+        MessageResult(summary)
     }
 }
 

@@ -13,8 +13,9 @@ use crate::{
     messages::{
         control::Drain,
         jobs::{
-            Action, AskJob, AskJobs, AskOutput, AskRuns, AskWhyJob, CheckJob, Claim, Claimed, CommandAnswer,
-            JobCommand, JobEntry, JobStateChanged, JobsChanged, MarkOnce, MayFire, OnceMarked, ReleaseClaim, Signed,
+            Action, AskJob, AskJobs, AskOutput, AskRuns, AskSummary, AskWhyJob, CheckJob, Claim, Claimed,
+            CommandAnswer, JobCommand, JobEntry, JobStateChanged, JobsChanged, MarkOnce, MayFire, OnceMarked,
+            ReleaseClaim, Signed,
         },
     },
     metrics::Metrics,
@@ -834,6 +835,35 @@ async fn a_stop_kills_who_stays_too_long() {
     house.until_started(1).await;
     house.runner.send(Drain).await.unwrap();
     assert_eq!(house.states().await, ["killed(the agent's stop)"]);
+}
+#[actix_rt::test]
+async fn how_the_jobs_do_in_short() {
+    let house = House::new().await;
+    house.put("a", "").await;
+    house.minute().await;
+    house.until_started(1).await;
+    house.end(0, ok()).await;
+    house.command(Action::Pause, "a").await;
+    house.put("b", "").await;
+    house.put_as(JobKey::host("10.0.0.1", "c"), "}", 1).await;
+    house.minute().await;
+    house.until_started(2).await;
+    house.end(1, failed()).await;
+    let summary = house.runner.send(AskSummary { most: 1 }).await.unwrap();
+    let last = summary
+        .last
+        .iter()
+        .map(|record| &*record.job.task_id)
+        .collect::<Vec<_>>();
+    assert_eq!((last, summary.left_out), (vec!["b"], 1), "who fails comes first");
+    let counts = [
+        summary.jobs,
+        summary.paused,
+        summary.invalid,
+        summary.failing,
+        summary.present,
+    ];
+    assert_eq!(counts, [3, 1, 1, 1, 0]);
 }
 #[actix_rt::test]
 async fn jobs_may_be_off() {

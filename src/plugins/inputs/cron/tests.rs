@@ -38,6 +38,7 @@ fn context(tally: SharedTally, once: bool) -> InputContext {
         once,
         journal: None,
         board: Arc::default(),
+        runs: None,
         tally,
     }
 }

@@ -35,6 +35,7 @@ fn context(tally: SharedTally) -> InputContext {
         once: true,
         journal: None,
         board: Arc::default(),
+        runs: None,
         tally,
     }
 }
