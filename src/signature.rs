@@ -11,9 +11,9 @@
 //!    and only then is the job taken on. A row that could not be written: the job is not taken on, and is tried again.
 //!    Rows stay when the job is deleted.
 //! 3. Before each firing: `now > admitted.not_after` → the job turns invalid with `ended(not_after)`, and does not run.
-//! 4. A `once` job: not if `admitted.ran`; else the row of `serials.ran(path)` is written and synced before the run, beside its mark.
-//! 5. A command, before it is claimed: the same `admit` with `Kind::Command`; an `Invalid` is the answer to it. Now and then
-//!    `serials.old(now)` names rows that are not needed any more.
+//! 4. A `once` job: not if it `has_run`; else the row of `serials.ran(path, serial)` is written and synced before the run, after its mark.
+//! 5. A command, before it is claimed: the same `admit` with `Kind::Command`; an `Invalid` is the answer to it. Its row is written and
+//!    synced when it is claimed and before it is done. Now and then `serials.old(now)` names rows that are not needed any more.
 mod canonical;
 pub mod key_file;
 
@@ -305,11 +305,16 @@ impl Serials {
             self.0.insert(row.path.clone(), seen);
         }
     }
-    /// The row that says that the `once` job of this key was run with the serial that was admitted last. None: nothing was.
-    pub fn ran(&self, path: &str) -> Option<Row> {
+    /// The `once` job of this key was run with that serial.
+    pub fn has_run(&self, path: &str, serial: u64) -> bool {
+        self.0.get(path).is_some_and(|seen| seen.serial == serial && seen.ran)
+    }
+    /// The row that says so. None: that serial is not the one that was admitted last.
+    pub fn ran(&self, path: &str, serial: u64) -> Option<Row> {
+        let seen = self.0.get(path).filter(|seen| seen.serial == serial)?;
         let seen = Seen {
             ran: true,
-            ..self.0.get(path)?.clone()
+            ..seen.clone()
         };
         let bytes = seen.encode();
         let path = path.to_owned();

@@ -738,6 +738,58 @@ fn names_and_streams_are_there_once() {
 
 // ---- the files that come along
 
+#[test]
+fn a_key_to_verify_with_and_its_fleet() {
+    let key = "fbv77IjALOhwPm2GE310B2r6ADgKshkzPt+XdWGol+8=";
+    let says = |jobs: &str, line: usize, finding: &str| {
+        let text = format!("[jobs]\n{jobs}\n");
+        case()
+            .toml(&text)
+            .says(78, &[&format!("agent.toml:{line}: jobs.{finding}")]);
+    };
+    let accepted = "accepted: an Ed25519 public key, base64 of 32 bytes, as `agent jobs keygen` shows it";
+    says(
+        &format!("verify_key = '{key}'"),
+        1,
+        "fleet: missing, required beside verify_key: a name, so that signatures of other fleets do not count",
+    );
+    says(
+        "fleet = 'a'\nverify_key = 'abc'",
+        3,
+        &format!("verify_key: found \"abc\", {accepted}"),
+    );
+    says(
+        &format!("fleet = 'a'\nverify_key = ['{key}', 'abc']"),
+        3,
+        &format!("verify_key: found \"abc\", {accepted}"),
+    );
+    says(
+        "fleet = 'a'\nverify_key = []",
+        3,
+        "verify_key: found no key, accepted: one or more",
+    );
+    says(
+        "fleet = 'a'\nverify_key = 5",
+        3,
+        "verify_key: found 5, accepted: a key, or a list of keys",
+    );
+    says(
+        &format!("fleet = ' '\nverify_key = '{key}'"),
+        2,
+        "fleet: found nothing, accepted: a name",
+    );
+    for keys in [format!("'{key}'"), format!("['{key}']")] {
+        let loaded = case()
+            .toml(&format!("[jobs]\nfleet = 'a'\nverify_key = {keys}\n"))
+            .start()
+            .loaded();
+        assert_eq!(
+            (loaded.jobs.verify_key, loaded.jobs.fleet.as_deref()),
+            (vec![key.to_owned()], Some("a"))
+        );
+    }
+}
+
 fn shipped(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("config").join(name)
 }

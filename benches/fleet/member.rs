@@ -172,6 +172,7 @@ fn raise(n: usize, store: SharedStore, arrivals: Arc<Arrivals>) -> Member {
     let watcher = JobWatcherParts {
         store: store.clone(),
         kept: None,
+        gate: None,
         instance: format!("i{n}"),
         group: Some("fleet".into()),
         prefix: String::new(),

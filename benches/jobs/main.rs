@@ -29,7 +29,7 @@ use luffly_agent::{
     executors::{End, Executors, Guards, Launcher, Order, Outcome, Processes, SharedCapture, Started, Stop},
     history::{Bounds, History},
     messages::{
-        jobs::{JobEntry, JobsChanged, MeetWatcher},
+        jobs::{JobEntry, JobsChanged, MeetWatcher, Signed},
         lease::{ObserveLease, ObserveWatcher, Standing},
     },
     metrics::Metrics,
@@ -163,6 +163,7 @@ async fn many() {
         value: value.into(),
         create_revision: 1,
         mod_revision: 1,
+        signed: Signed::Unasked,
     };
     let before = resident_mib();
     let began = Instant::now();
@@ -231,6 +232,7 @@ async fn from_put_to_process() {
     let watcher = JobWatcher::new(JobWatcherParts {
         store: store.clone(),
         kept: None,
+        gate: None,
         instance: "i".into(),
         group: None,
         prefix: String::new(),

@@ -22,6 +22,18 @@ pub struct JobEntry {
     pub value: Bytes,
     pub create_revision: i64,
     pub mod_revision: i64,
+    pub signed: Signed,
+}
+/// What the signature of a value is worth here.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Signed {
+    /// Nobody asks for one: no `verify_key`, or a job of this host's own store.
+    #[default]
+    Unasked,
+    /// It fits, its serial is remembered, and it counts not a moment longer.
+    Until { serial: u64, not_after: Timestamp },
+    /// The job is invalid. Boxed: there may be 100,000 that are not.
+    Refused(Box<Invalid>),
 }
 /// What the cronid record is made of.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -122,6 +134,8 @@ pub struct MarkOnce {
     pub create_revision: i64,
     /// Of the value without status: the same job put again has the same.
     pub value_hash: String,
+    /// Of its signature, where one is asked for.
+    pub serial: Option<u64>,
 }
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum OnceMarked {
@@ -186,6 +200,16 @@ pub enum WriteRefused {
     Unknown,
     /// The store is away, or refuses.
     Store(String),
+}
+
+/// Would the signature of such a job do here? Ok too where none is asked for.
+#[derive(Message, Clone, Debug, PartialEq, Eq)]
+#[rtype(result = "Result<(), Invalid>")]
+pub struct CheckSigned {
+    /// Of this group; none: the host's own.
+    pub group: Option<String>,
+    pub task_id: String,
+    pub value: Bytes,
 }
 
 // ---- HttpApi → Root → CronRunner

@@ -30,7 +30,7 @@
 //! | `Claim`, `ReleaseClaim`, `MarkOnce` | CronRunner → JobWatcher | granted, taken, no store | one a firing |
 //! | `MeetWatcher` | Root → CronRunner | – | one a start |
 //! | `LetGo` | Root → CronRunner | – | one a stop |
-//! | `WriteJob` | Root → JobWatcher | written, or why not | requests, 2 s each |
+//! | `WriteJob`, `CheckSigned` | Root → JobWatcher | written, or why not | requests, 2 s each |
 //! | `JobFailed` | CronRunner → Notifier | – | 64 a webhook; more are dropped and counted |
 //! | `AskJobs`, `AskJob`, `AskRuns`, `AskOutput`, `CheckJob`, `AskWhyJob`, `ObserveRunner` | HttpApi, Root → CronRunner | plain data | requests, 2 s each |
 //!

@@ -9,6 +9,7 @@ use super::{
 use crate::{
     executors::{Allowed, Custom, Executors, Guards},
     model::job::Limits,
+    signature::Verifier,
     webhook::{Preset, Webhook},
 };
 
@@ -27,6 +28,9 @@ pub struct Jobs {
     pub kill_after: Duration,
     pub jitter: Duration,
     pub guards: Guards,
+    /// Public keys, checked. Not empty: what comes from etcd runs only if one of them has signed it, for this `fleet`.
+    pub verify_key: Vec<String>,
+    pub fleet: Option<String>,
     /// By name.
     pub executors: Vec<(String, Custom, Vec<String>)>,
     /// By name.
@@ -45,6 +49,8 @@ impl Default for Jobs {
             kill_after: limits.kill_after,
             jitter: limits.jitter,
             guards: Guards::default(),
+            verify_key: vec![],
+            fleet: None,
             executors: vec![],
             webhooks: vec![],
         }
@@ -103,9 +109,7 @@ pub fn jobs(top: &mut Section<'_>) -> Jobs {
     let all = Executors::new(executors.iter().map(|(name, custom, _)| (name.clone(), custom.clone())));
     let commands = table.read("allow_commands", |node| allowed(node, &all));
     let webhooks = named(&mut table, "webhook", webhook);
-    for later in ["verify_key", "fleet"] {
-        table.read(later, |_| Err::<(), _>("not built yet".to_owned()));
-    }
+    let (verify_key, fleet) = signed_by(&mut table);
     table.done();
     Jobs {
         enabled,
@@ -122,9 +126,32 @@ pub fn jobs(top: &mut Section<'_>) -> Jobs {
             env,
             own_user: String::new(),
         },
+        verify_key,
+        fleet,
         executors,
         webhooks,
     }
+}
+/// A key or a list of keys, and the fleet that they sign for.
+fn signed_by(table: &mut Section<'_>) -> (Vec<String>, Option<String>) {
+    let fleet = table.read("fleet", |node| match text(node)? {
+        fleet if fleet.trim().is_empty() => Err("found nothing, accepted: a name".to_owned()),
+        fleet => Ok(fleet),
+    });
+    let asked = table.has("verify_key");
+    let keys = table.read("verify_key", |node| {
+        let keys = match node.typed() {
+            Value::List(_) => texts(node)?,
+            _ => vec![text(node).map_err(|_| format!("{}, accepted: a key, or a list of keys", node.found()))?],
+        };
+        Verifier::new(&keys, "any").map(|_| keys)
+    });
+    if asked && fleet.is_none() && !table.has("fleet") {
+        let (at, key) = (table.at.clone(), table.key("fleet"));
+        let message = "missing, required beside verify_key: a name, so that signatures of other fleets do not count";
+        table.findings.add(&at, key, message);
+    }
+    (keys.unwrap_or_default(), fleet)
 }
 
 /// The URL is a secret as the other is: from the file, or from files of their own.

@@ -69,6 +69,8 @@ impl Settings {
                     json!({ "executor": allowed.executor(), "argv": allowed.argv() })
                 }).collect::<Vec<_>>()),
                 "allow_env": jobs.guards.env,
+                "verify_key": jobs.verify_key,
+                "fleet": jobs.fleet,
                 "executor": jobs.executors.iter().map(|(name, _, command)| {
                     (name.clone(), json!({ "command": command }))
                 }).collect::<serde_json::Map<_, _>>(),

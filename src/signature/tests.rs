@@ -283,11 +283,13 @@ fn a_command_counts_once_and_for_ten_minutes() {
 #[test]
 fn a_once_job_runs_once_for_each_serial() {
     let mut serials = Serials::default();
-    assert_eq!(serials.ran(PATH), None);
+    assert_eq!(serials.ran(PATH, 3), None);
     let value = signed(3, "2026-12-31T00:00:00Z");
     assert!(!admit(&mut serials, Kind::Job, PATH, &value).unwrap().ran);
-    let row = serials.ran(PATH).unwrap();
+    assert!(!serials.has_run(PATH, 3) && serials.ran(PATH, 2).is_none());
+    let row = serials.ran(PATH, 3).unwrap();
     serials.remember(&row);
+    assert!(serials.has_run(PATH, 3) && !serials.has_run(PATH, 4));
     // Deleted, and the same put again, also after a restart.
     let mut later = Serials::load([(row.path, row.bytes)]).unwrap();
     for serials in [&mut serials, &mut later] {

@@ -1,5 +1,5 @@
-//! What an agent remembers of a store that is away: the last table of its jobs, and which `once` jobs it has run. In `store.redb`, beside
-//! the embedded store. A table counts only for the host, address, group and prefix that it was made for.
+//! What an agent remembers of a store that is elsewhere: the last table of its jobs, which `once` jobs it has run, and the serials of
+//! signatures it has seen. In `store.redb`, beside the embedded store. A table counts only for the host, address, group and prefix that it was made for.
 use std::sync::Arc;
 
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
@@ -15,6 +15,8 @@ const ROWS: TableDefinition<&str, &[u8]> = TableDefinition::new("kept");
 /// Its one key is `of`.
 const OF: TableDefinition<&str, &[u8]> = TableDefinition::new("kept_of");
 const ONCE: TableDefinition<&str, &[u8]> = TableDefinition::new("once");
+/// By key path. Rows outlive what they stand for.
+const SERIALS: TableDefinition<&str, &[u8]> = TableDefinition::new("serials");
 
 /// Whose table it is, and where it came from.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -108,6 +110,40 @@ impl Kept {
         };
         look().map_err(failed)
     }
+    /// All of them, by key path.
+    pub fn serials(&self) -> Result<Vec<(String, Vec<u8>)>, StoreError> {
+        let look = || -> Result<_, redb::Error> {
+            let reading = self.0.begin_read()?;
+            let table = match reading.open_table(SERIALS) {
+                Ok(table) => table,
+                Err(redb::TableError::TableDoesNotExist(_)) => return Ok(vec![]),
+                Err(error) => return Err(error.into()),
+            };
+            let rows = table.iter()?.map(|row| {
+                let (path, bytes) = row?;
+                Ok((path.value().to_owned(), bytes.value().to_vec()))
+            });
+            rows.collect()
+        };
+        look().map_err(failed)
+    }
+    pub fn keep_serials(&self, rows: &[(&str, &[u8])], gone: &[String]) -> Result<(), StoreError> {
+        let write = || -> Result<_, redb::Error> {
+            let writing = begin_write(&self.0)?;
+            {
+                let mut table = writing.open_table(SERIALS)?;
+                for (path, bytes) in rows {
+                    table.insert(*path, *bytes)?;
+                }
+                for path in gone {
+                    table.remove(path.as_str())?;
+                }
+            }
+            Ok(writing.commit()?)
+        };
+        fail::fail_point!("serials-write", |_| Err(StoreError::NoSpace("failpoint".into())));
+        write().map_err(failed)
+    }
     /// None: the mark goes.
     pub fn mark_once(&self, name: &str, mark: Option<&[u8]>) -> Result<(), StoreError> {
         let write = || -> Result<_, redb::Error> {
@@ -200,5 +236,12 @@ mod tests {
         assert_eq!(kept.once("x").unwrap(), Some(b"1".to_vec()));
         kept.mark_once("x", None).unwrap();
         assert_eq!(kept.once("x").unwrap(), None);
+
+        assert_eq!(kept.serials().unwrap(), []);
+        kept.keep_serials(&[("/b", b"2"), ("/a", b"1")], &[]).unwrap();
+        kept.keep_serials(&[("/b", b"3"), ("/c", b"4")], &["/a".into(), "/none".into()])
+            .unwrap();
+        let row = |path: &str, bytes: &[u8]| (path.to_owned(), bytes.to_vec());
+        assert_eq!(kept.serials().unwrap(), [row("/b", b"3"), row("/c", b"4")]);
     }
 }

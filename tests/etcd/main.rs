@@ -4,6 +4,7 @@
 mod kit;
 
 mod actors;
+mod exclusive;
 mod fleet;
 mod process;
 mod roles;

@@ -1,4 +1,4 @@
-//! The real agent beside a real etcd: the whole way that README shows, and an agent that was frozen.
+//! The real agent beside a real etcd: the whole way that README shows, signed jobs, and an agent that was frozen.
 
 use std::process::Stdio;
 
@@ -21,9 +21,12 @@ fn health(etcd: &Etcd) -> Option<Health> {
 
 /// The real agent, on its own data dir, named by its instance.
 fn configured(place: &Place, etcd: &Etcd) -> std::path::PathBuf {
+    configured_with(place, etcd, "")
+}
+fn configured_with(place: &Place, etcd: &Etcd, jobs: &str) -> std::path::PathBuf {
     let endpoint = etcd.endpoint();
     let text = format!(
-        "[agent]\nip = \"10.0.0.1\"\n[etcd]\nendpoints = [\"{endpoint}\"]\nlease_ttl = \"2s\"\nrenew_every = \"500ms\"\n[http]\naddress = \"off\"\n"
+        "[agent]\nip = \"10.0.0.1\"\n[etcd]\nendpoints = [\"{endpoint}\"]\nlease_ttl = \"2s\"\nrenew_every = \"500ms\"\n[http]\naddress = \"off\"\n[jobs]\n{jobs}\n"
     );
     place.write("agent.toml", text)
 }
@@ -137,6 +140,128 @@ fn restarts_of_etcd_leave_nothing_behind() {
     assert!(now < then + 2048, "the agent has grown from {then} to {now} KiB");
     println!("{restarts} restarts of etcd: the agent had {then} KiB after the fifth, {now} after the last");
     assert_eq!(record(&etcd, "17").map(|record| record.state).as_deref(), Some("ok"));
+    assert_eq!(running.stop(), Some(0));
+}
+
+/// A command that needs no agent.
+fn alone(args: &[&str]) -> String {
+    let done = std::process::Command::new(env!("CARGO_BIN_EXE_agent"))
+        .args(args)
+        .output()
+        .unwrap();
+    assert!(
+        done.status.success(),
+        "{args:?}: {}",
+        String::from_utf8_lossy(&done.stderr)
+    );
+    String::from_utf8(done.stdout).unwrap().trim_end().to_owned()
+}
+/// BEHAVIOUR 90 and 102.
+#[test]
+fn with_a_verify_key_only_what_is_signed_runs() {
+    let etcd = Etcd::start();
+    let place = Place::default();
+    let (key, out) = (place.path("key"), place.path("out"));
+    let key = key.to_str().unwrap();
+    let public = alone(&["jobs", "keygen", key]);
+    let value = |word: &str| {
+        format!(
+            r#"{{"cmd":"echo {word} >> {}","express":"* * * * * *","executor":"sh"}}"#,
+            out.display()
+        )
+    };
+    let sign = |at: &str, value: &str, more: &[&str]| {
+        let args = ["jobs", "sign", "--key", key, "--fleet", "shop", "--at", at, value];
+        alone(&[&args, more].concat())
+    };
+    let settings = configured_with(&place, &etcd, &format!("verify_key = \"{public}\"\nfleet = \"shop\""));
+    etcd.put(&job("17"), &value("unsigned"));
+    let running = place.start(&settings, Stdio::null());
+    let stands = |state: &str, error: &str| {
+        etcd.until(&format!("17 is {state} {error}"), |etcd| {
+            record(etcd, "17").is_some_and(|record| {
+                record.state == state && record.error.as_deref().unwrap_or_default().starts_with(error)
+            })
+        });
+    };
+    stands("invalid", "`signature`: found none, accepted: a signed value");
+    let said = |word: &str| {
+        std::fs::read_to_string(&out)
+            .unwrap_or_default()
+            .lines()
+            .filter(|line| *line == word)
+            .count()
+    };
+    let (first, second) = (
+        sign(&job("17"), &value("first"), &["--serial", "1"]),
+        sign(&job("17"), &value("second"), &["--serial", "2"]),
+    );
+    etcd.put(&job("17"), &first);
+    until("the first runs", || said("first") >= 1);
+    stands("ok", "");
+    etcd.put(&job("17"), &first.replace("first", "altered"));
+    stands("invalid", "`signature`: found one that does not fit");
+    etcd.put(&job("17"), &second);
+    until("the second runs", || said("second") >= 1);
+    etcd.put(&job("17"), &first);
+    stands("invalid", "`signature`: found serial 1, and 2 was seen");
+    let firsts = said("first");
+
+    // A command.
+    let at = |id: &str| format!("/cron/commands/10.0.0.1/{id}");
+    let command = r#"{"action":"run","task_id":17,"expires":"2100-01-01T00:00:00Z"}"#;
+    let answer = |id: &str, value: &str| {
+        etcd.ctl(&["del", &format!("/cron/results/10.0.0.1/{id}")]);
+        etcd.put(&at(id), value);
+        let mut said = None;
+        etcd.until("it is answered", |etcd| {
+            let value = etcd.get(&format!("/cron/results/10.0.0.1/{id}"));
+            said = value.map(|value| keys::read::<Answer>(value.as_bytes()));
+            said.as_ref().is_some_and(|said| said.state != "claimed")
+        });
+        said.map(|said| format!("{} {}", said.state, said.said)).unwrap()
+    };
+    assert!(answer("c1", command).starts_with("refused `signature`: found none"));
+    let signed = sign(&at("c1"), command, &[]);
+    assert!(answer("c1", &signed).starts_with("refused the job is invalid: `signature`: found serial 1"));
+    assert!(answer("c1", &signed).starts_with("refused `signature`: found serial "));
+    let page = place.run(&["why", "17"]).out;
+    assert!(
+        page.contains("job 17 is invalid: `signature`: found serial 1, and 2 was seen"),
+        "{page}"
+    );
+    for args in [&["jobs", "list"][..], &["jobs", "get", "17"]] {
+        let page = place.run(args).out;
+        assert!(page.contains("`signature`: found serial 1, and 2 was seen"), "{page}");
+    }
+
+    // It knows over a restart, and past deletion.
+    assert_eq!(running.stop(), Some(0));
+    let running = place.start(&settings, Stdio::null());
+    stands("invalid", "`signature`: found serial 1, and 2 was seen");
+    etcd.delete(&job("17"));
+    etcd.put(&job("17"), &first);
+    stands("invalid", "`signature`: found serial 1, and 2 was seen");
+    assert!(answer("c1", &signed).starts_with("refused `signature`: found serial "));
+    let seconds = said("second");
+    etcd.put(&job("17"), &second);
+    until("the second runs again", || said("second") > seconds);
+    assert_eq!(said("first"), firsts);
+
+    // By the command line, with the fleet and the place that the agent names.
+    let put = |more: &[&str]| place.run(&[&["jobs", "put", "--id", "17", &value("third")], more].concat());
+    let refused = put(&[]);
+    assert_eq!(refused.code(), Some(1));
+    assert!(refused.err.contains("`signature`: found none"), "{}", refused.err);
+    let done = put(&["--sign", key, "--valid-for", "3s"]);
+    assert_eq!(done.code(), Some(0), "{}", done.err);
+    until("the third runs", || said("third") >= 1);
+    stands("invalid", "`signature`: found not_after ");
+    let page = place.run(&["why", "17"]).out;
+    assert!(page.contains("which has passed"), "{page}");
+
+    let all = std::fs::read_to_string(&out).unwrap();
+    assert!(!all.contains("unsigned") && !all.contains("altered"), "{all}");
     assert_eq!(running.stop(), Some(0));
 }
 

@@ -172,6 +172,7 @@ impl Seat {
             let parts = JobWatcherParts {
                 store: store.clone(),
                 kept: Some(Kept::new(database)),
+                gate: None,
                 instance: setup.instance.into(),
                 group: setup.group.map(str::to_owned),
                 prefix: setup.options.prefix.clone(),

@@ -16,12 +16,13 @@ use xxhash_rust::xxh3::xxh3_128;
 use crate::{
     executors::Guards,
     history::{JobMemory, Override},
-    messages::jobs::{JobAnswer, JobEntry, JobsChanged},
+    messages::jobs::{JobAnswer, JobEntry, JobsChanged, Signed},
     model::{
         Invalid, JobKey, JobSpec, JobState,
         job::{Cause, Limits, Scope, When, parse},
     },
     schedule::Schedule,
+    signature,
 };
 
 /// An instant that passed no longer ago is run as if it were due now: a busy machine is no absence.
@@ -37,6 +38,8 @@ pub struct Agenda {
     /// Addresses and groups that jobs are known of; few.
     scopes: HashSet<Scope>,
     due: BTreeSet<(Timestamp, usize)>,
+    /// When the signatures of jobs end.
+    lapses: BTreeSet<(Timestamp, usize)>,
     /// Active `once` jobs that have not run as they stand.
     once: BTreeSet<usize>,
     cronids: u64,
@@ -53,6 +56,9 @@ pub struct Job {
     pub mod_revision: i64,
     pub cronid: u64,
     pub body: Result<Arc<JobSpec>, Invalid>,
+    pub signed: Signed,
+    /// Its signature has: it is invalid now.
+    pub ended: bool,
     pub shadowed: bool,
     pub memory: JobMemory,
     /// The last instant that was decided on.
@@ -97,9 +103,34 @@ impl Job {
             .filter(|order| order.value_hash == value_hash(&self.value));
         ordered.map_or_else(|| self.spec().is_some_and(|spec| spec.paused), |order| order.paused)
     }
+    /// Why it cannot be run as it stands.
+    pub fn invalid(&self) -> Option<Invalid> {
+        match (&self.body, &self.signed) {
+            (Err(invalid), _) => Some(invalid.clone()),
+            (Ok(_), Signed::Until { not_after, .. }) if self.ended => Some(signature::ended(*not_after)),
+            _ => None,
+        }
+    }
+    fn not_after(&self) -> Option<Timestamp> {
+        match self.signed {
+            Signed::Until { not_after, .. } => Some(not_after),
+            _ => None,
+        }
+    }
+    /// What is remembered of its signature, if one is asked for.
+    pub fn serial(&self) -> Option<u64> {
+        match self.signed {
+            Signed::Until { serial, .. } => Some(serial),
+            _ => None,
+        }
+    }
+    /// Not a moment longer: looked at again directly before each start.
+    pub fn has_ended(&self, now: Timestamp) -> bool {
+        self.ended || self.not_after().is_some_and(|not_after| now > not_after)
+    }
     /// It is run when it is due.
     pub fn is_active(&self) -> bool {
-        self.body.is_ok() && !self.shadowed && !self.paused()
+        self.body.is_ok() && !self.ended && !self.shadowed && !self.paused()
     }
     pub fn schedule(&self) -> Option<&Schedule> {
         match &self.spec()?.when {
@@ -108,14 +139,14 @@ impl Job {
         }
     }
     pub fn state(&self) -> (JobState, String) {
-        match &self.body {
-            Err(invalid) => (JobState::Invalid, invalid.to_string()),
-            Ok(_) if self.shadowed => (JobState::Shadowed, String::new()),
-            Ok(_) if self.paused() => (JobState::Paused, String::new()),
-            Ok(_) => match &self.memory.failing {
-                Some(why) => (JobState::Failing, why.clone()),
-                None => (JobState::Ok, String::new()),
-            },
+        if let Some(invalid) = self.invalid() {
+            return (JobState::Invalid, invalid.to_string());
+        }
+        match &self.memory.failing {
+            _ if self.shadowed => (JobState::Shadowed, String::new()),
+            _ if self.paused() => (JobState::Paused, String::new()),
+            Some(why) => (JobState::Failing, why.clone()),
+            None => (JobState::Ok, String::new()),
         }
     }
     pub fn answer(&self) -> JobAnswer {
@@ -169,6 +200,7 @@ impl Agenda {
             by_key: HashMap::new(),
             scopes: HashSet::new(),
             due: BTreeSet::new(),
+            lapses: BTreeSet::new(),
             once: BTreeSet::new(),
             cronids: 0,
             memories,
@@ -212,7 +244,8 @@ impl Agenda {
         self.by_key.is_empty()
     }
     pub fn next_at(&self) -> Option<Timestamp> {
-        self.due.first().map(|(at, _)| *at)
+        let (due, lapse) = (self.due.first(), self.lapses.first());
+        due.into_iter().chain(lapse).map(|(at, _)| *at).min()
     }
 
     /// Read and checked, as it would be taken on.
@@ -281,7 +314,7 @@ impl Agenda {
         }
         for at in put {
             if let Some(job) = self.get(at) {
-                if job.body.is_err() {
+                if job.invalid().is_some() {
                     applied.gone.push(job.key.clone());
                 }
                 applied.answers.push(job.answer());
@@ -295,15 +328,19 @@ impl Agenda {
             value,
             create_revision,
             mod_revision,
+            signed,
         } = entry;
         let known = self.by_key.get(&key).copied();
         if let Some(at) = known
             && let Some(job) = self.get(at)
-            && (job.mod_revision, &job.value) == (mod_revision, &value)
+            && (job.mod_revision, &job.value, &job.signed) == (mod_revision, &value, &signed)
         {
             return at;
         }
-        let body = self.check(&key, &value).map(Arc::new);
+        let body = match (self.check(&key, &value), &signed) {
+            (Ok(_), Signed::Refused(invalid)) => Err((**invalid).clone()),
+            (body, _) => body.map(Arc::new),
+        };
         let former = known.and_then(|at| self.unplan(at));
         let (cronid, memory) = match former {
             Some(job) => (job.cronid, Some(job.memory)),
@@ -338,6 +375,8 @@ impl Agenda {
             mod_revision,
             cronid,
             body,
+            signed,
+            ended: false,
             shadowed: false,
             before: None,
             next: None,
@@ -356,6 +395,12 @@ impl Agenda {
         };
         self.by_key.insert(key, at);
         self.changed.insert(at);
+        if let Some(job) = self.jobs[at].as_mut() {
+            job.ended = job.has_ended(now);
+            if let Some(not_after) = job.not_after().filter(|_| !job.ended) {
+                self.lapses.insert((not_after, at));
+            }
+        }
         self.plan(at, now);
         at
     }
@@ -363,6 +408,9 @@ impl Agenda {
         let job = self.jobs[at].take()?;
         if let Some(next) = job.next {
             self.due.remove(&(next, at));
+        }
+        if let Some(not_after) = job.not_after() {
+            self.lapses.remove(&(not_after, at));
         }
         self.once.remove(&at);
         Some(job)
@@ -413,10 +461,18 @@ impl Agenda {
             self.due.insert((next, at));
         }
     }
-    /// The wall clock was set back: every job is looked at again from there. What ran stays run.
-    pub fn clock_set_back(&mut self, now: Timestamp) {
+    /// The wall clock was set back: every job is looked at again from there. What ran stays run. Those whose signature counts again.
+    pub fn clock_set_back(&mut self, now: Timestamp) -> Vec<JobAnswer> {
+        let mut turned = vec![];
         for at in 0..self.jobs.len() {
             if let Some(job) = self.jobs[at].as_mut() {
+                if job.ended
+                    && let Some(not_after) = job.not_after().filter(|not_after| now <= *not_after)
+                {
+                    job.ended = false;
+                    self.lapses.insert((not_after, at));
+                    turned.push(at);
+                }
                 if job.memory.decided > now {
                     job.memory.decided = now;
                     job.before = None;
@@ -424,6 +480,23 @@ impl Agenda {
                 self.plan(at, now);
             }
         }
+        self.answers(&turned)
+    }
+    /// Jobs whose signature has ended by now. They stand as invalid.
+    pub fn take_lapsed(&mut self, now: Timestamp) -> Vec<JobAnswer> {
+        let mut turned = vec![];
+        while let Some((not_after, at)) = self.lapses.first().copied().filter(|(not_after, _)| now > *not_after) {
+            self.lapses.remove(&(not_after, at));
+            if let Some(job) = self.jobs[at].as_mut() {
+                job.ended = true;
+                turned.push(at);
+            }
+            self.plan(at, now);
+        }
+        self.answers(&turned)
+    }
+    fn answers(&self, jobs: &[usize]) -> Vec<JobAnswer> {
+        jobs.iter().filter_map(|at| self.get(*at)).map(Job::answer).collect()
     }
 
     /// All that is due, each job once.

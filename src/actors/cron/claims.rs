@@ -21,6 +21,8 @@ const TOO_OLD: i64 = 300;
 pub const MOST_SKEW: i64 = 5;
 /// Waits between the tries of one firing; each is four times as likely as the one before to ask.
 const NEXT_TRY: Duration = Duration::from_millis(300);
+/// Whoever has lost looks whether another has won; all together they look at this rate.
+const LOOKS_PER_SECOND: f64 = 5000.0;
 
 /// Who claims.
 pub struct Claimer<'a> {
@@ -32,29 +34,36 @@ pub struct Claimer<'a> {
     pub others: u64,
 }
 impl Claimer<'_> {
-    /// `dice`: evenly from 0 to 1, one for each try.
-    pub async fn claim(&self, claim: &Claim, dice: &(dyn Fn() -> f64 + Send + Sync)) -> Claimed {
+    /// Waits until it is this agent's turn to try. None: it is; else the answer. `dice`: evenly from 0 to 1, one for each try and wait.
+    ///
+    /// 2,000 that all try cost etcd half a second, and as much if they all look first: so a few try at once and look at nothing before,
+    /// and of the others each looks once when these have won, and more try only if nobody did.
+    pub async fn turn(&self, claim: &Claim, dice: &(dyn Fn() -> f64 + Send + Sync)) -> Option<Claimed> {
+        let Scope::Group(group) = &claim.job.scope else {
+            return Some(Claimed::Taken("not a job of a group".into()));
+        };
+        if self.now.as_second() - claim.planned.as_second() > TOO_OLD {
+            return Some(Claimed::Taken("older than 5 minutes".into()));
+        }
+        let others = self.others.max(1) as f64;
+        let mut chance = 4.0 / others;
+        while dice() >= chance {
+            chance *= 4.0;
+            tokio::time::sleep(NEXT_TRY + Duration::from_secs_f64(others / LOOKS_PER_SECOND * dice())).await;
+            match self.store.glance(&keys::claim(group, &claim.job.task_id)).await {
+                Ok(Some(entry)) if is_claimed(&entry.value, claim.planned) => {
+                    return Some(Claimed::Taken("claimed".into()));
+                }
+                Ok(_) => {}
+                Err(error) => return Some(Claimed::NoStore(error.to_string())),
+            }
+        }
+        None
+    }
+    pub async fn claim(&self, claim: &Claim) -> Claimed {
         let Scope::Group(group) = &claim.job.scope else {
             return Claimed::Taken("not a job of a group".into());
         };
-        if self.now.as_second() - claim.planned.as_second() > TOO_OLD {
-            return Claimed::Taken("older than 5 minutes".into());
-        }
-        // 2,000 that all try cost etcd half a second: so only a few do, and more only if nobody did.
-        let mut chance = 4.0 / self.others.max(1) as f64;
-        loop {
-            let key = keys::claim(group, &claim.job.task_id);
-            match self.store.glance(&key).await {
-                Ok(Some(entry)) if is_claimed(&entry.value, claim.planned) => return Claimed::Taken("claimed".into()),
-                Ok(_) => {}
-                Err(error) => return Claimed::NoStore(error.to_string()),
-            }
-            if dice() < chance {
-                break;
-            }
-            chance *= 4.0;
-            tokio::time::sleep(NEXT_TRY).await;
-        }
         match self.try_once(claim, group).await {
             Ok(claimed) => claimed,
             Err(error) => Claimed::NoStore(error.to_string()),
@@ -288,7 +297,10 @@ mod tests {
             planned: at(planned),
             run_id: RunId::of_u128(run),
         };
-        claimer.claim(&ask, &|| 0.0).await
+        match claimer.turn(&ask, &|| 0.0).await {
+            None => claimer.claim(&ask).await,
+            Some(answer) => answer,
+        }
     }
     fn taken(why: &str) -> Claimed {
         Claimed::Taken(why.into())
@@ -385,9 +397,14 @@ mod tests {
             run_id: RunId::of_u128(1),
         };
         let began = tokio::time::Instant::now();
-        // 0.001, 0.004, 0.016, 0.064
-        assert_eq!(claimer.claim(&ask, &|| 0.05).await, Claimed::Granted);
-        assert_eq!(began.elapsed().as_millis() / 10, 90);
+        // 0.001, 0.004, 0.016, 0.064; and 0.3 s and 5 % of 0.8 s between them
+        assert_eq!(claimer.turn(&ask, &|| 0.05).await, None);
+        assert_eq!(began.elapsed().as_millis() / 10, 102);
+        assert_eq!(claimer.claim(&ask).await, Claimed::Granted);
+        // Whoever lost hears at its first look who has won.
+        let began = tokio::time::Instant::now();
+        assert_eq!(claimer.turn(&ask, &|| 0.05).await, Some(taken("claimed")));
+        assert_eq!(began.elapsed().as_millis() / 10, 34);
     }
     #[tokio::test]
     async fn a_once_job_is_marked_once_and_either_mark_stops_it() {
@@ -400,6 +417,7 @@ mod tests {
             job: JobKey::host("10.0.0.1", "7"),
             create_revision,
             value_hash: hash.into(),
+            serial: None,
         };
         let mark = async |ask: &MarkOnce| mark_once(&store, Some(&kept), "10.0.0.1", ask, at(NOW)).await;
         let revision = store.list(&[]).await.unwrap().revision + 1;

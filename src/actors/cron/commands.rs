@@ -1,10 +1,12 @@
 //! Commands from the store, each done once: claimed by one transaction (it goes, and its result says `claimed` with the id of the run),
-//! then given to the runner, then answered. Without actix.
+//! then given to the runner, then answered. Signed ones are judged before they are claimed, and their serial is on the disk before they are
+//! done. Without actix.
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 
+use super::{follow::blocking, gate::SharedGate};
 use crate::{
     messages::jobs::{Action, CommandAnswer, JobCommand},
     model::RunId,
@@ -25,6 +27,7 @@ pub type AskRunner<'a> = &'a (dyn Fn(JobCommand) -> BoxFuture<'static, Option<Co
 /// One command, to its end. An error is one of the store, and the command is still there: try again while it has not expired.
 pub async fn serve(
     store: &SharedStore,
+    gate: Option<&SharedGate>,
     ip: &str,
     entry: &Entry,
     run_id: RunId,
@@ -36,7 +39,14 @@ pub async fn serve(
     };
     let key = keys::result(ip, id);
     let lease = store.grant(ANSWER_STANDS).await?;
-    let order = understand(&entry.value, id, run_id, now);
+    let (mut order, mut row) = (understand(&entry.value, id, run_id, now), None);
+    if let (Ok(_), Some(gate)) = (&order, gate.cloned()) {
+        let (path, value) = (entry.key.clone(), entry.value.clone());
+        match blocking(move || Ok(gate.command(&path, &value, now))).await? {
+            Ok(new) => row = new,
+            Err(invalid) => order = Err(refused(run_id, invalid.to_string())),
+        }
+    }
     let first = match &order {
         Ok(_) => Answer {
             state: "claimed".into(),
@@ -50,25 +60,36 @@ pub async fn serve(
         return Ok(()); // it expired, or another life of ours was faster
     }
     let Ok(order) = order else { return Ok(()) };
-    let told = ask(order).await;
+    let kept = match (row, gate.cloned()) {
+        (Some(row), Some(gate)) => blocking(move || gate.claimed(&row, now)).await,
+        _ => Ok(()),
+    };
+    let told = match kept {
+        Ok(()) => Ok(ask(order).await),
+        Err(error) => Err(format!("its serial could not be remembered: {error}")),
+    };
     let answer = match told {
-        Some(CommandAnswer { done, said, run_ids }) => Answer {
+        Err(why) => refused(run_id, why),
+        Ok(Some(CommandAnswer { done, said, run_ids })) => Answer {
             state: if done { "done" } else { "refused" }.into(),
             run_id: run_id.to_string(),
             said,
             runs: run_ids.iter().map(RunId::to_string).collect(),
         },
-        None => Answer {
-            state: "refused".into(),
-            run_id: run_id.to_string(),
-            said: "the runner of jobs did not answer".into(),
-            ..Answer::default()
-        },
+        Ok(None) => refused(run_id, "the runner of jobs did not answer".into()),
     };
     // It is done. If this is lost, the result goes on saying `claimed`.
     let told = Transaction::of(vec![Op::put(key, keys::json(&answer), Some(lease))]).idempotent();
     let _ = store.transact(told).await;
     Ok(())
+}
+fn refused(run_id: RunId, said: String) -> Answer {
+    Answer {
+        state: "refused".into(),
+        run_id: run_id.to_string(),
+        said,
+        runs: vec![],
+    }
 }
 /// Whether it is ours. A lost answer is looked up: the result names our run.
 async fn claim(
@@ -163,6 +184,13 @@ mod tests {
 
     const NOW: &str = "2026-11-25T10:00:00Z";
     async fn served(store: &MemoryStore, value: &str) -> (Vec<JobCommand>, Option<Answer>) {
+        served_by(store, None, value).await
+    }
+    async fn served_by(
+        store: &MemoryStore,
+        gate: Option<&SharedGate>,
+        value: &str,
+    ) -> (Vec<JobCommand>, Option<Answer>) {
         let key = "/cron/commands/10.0.0.1/c1";
         store
             .transact(Transaction::of(vec![Op::put(key, value.to_owned(), None)]))
@@ -185,6 +213,7 @@ mod tests {
         let shared: SharedStore = Arc::new(store.clone());
         serve(
             &shared,
+            gate,
             "10.0.0.1",
             &entry,
             RunId::of_u128(7),
@@ -236,6 +265,7 @@ mod tests {
         let shared: SharedStore = Arc::new(store.clone());
         let done = serve(
             &shared,
+            None,
             "10.0.0.1",
             &gone,
             RunId::of_u128(8),
@@ -269,6 +299,7 @@ mod tests {
         let shared: SharedStore = Arc::new(store.clone());
         let done = serve(
             &shared,
+            None,
             "10.0.0.1",
             &entry,
             RunId::of_u128(7),

@@ -3,14 +3,21 @@
 //!
 //! The difference is by *unequal* (mod_revision and value), never by greater: a restored store counts on from an older revision and may
 //! be past ours by now. A job that did not change is told to nobody.
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use futures_util::StreamExt as _;
+use jiff::{SignedDuration, Timestamp};
+use tokio::time::Instant;
 use xxhash_rust::xxh3::xxh3_128;
 
+use super::gate::SharedGate;
 use crate::{
-    messages::jobs::{JobEntry, JobsChanged},
-    model::JobKey,
+    clock::SharedClock,
+    messages::jobs::{JobEntry, JobsChanged, Signed},
+    model::{Invalid, JobKey},
     store::{
         Changes, Entry, Event, SharedStore, StoreError, Watch,
         kept::{Kept, Whose},
@@ -21,6 +28,10 @@ use crate::{
 const NOT_REMEMBERED: &str = "could not remember the jobs in the data dir";
 /// Even if nothing breaks: whatever went wrong unseen is mended then.
 const READ_AGAIN: Duration = Duration::from_secs(3600);
+/// While a signature is refused: whether the clock was set since, or a disk could not be written. Then all is read and judged again.
+const LOOK_AT_CLOCK: Duration = Duration::from_secs(30);
+/// A clock that is slewed is not set.
+const CLOCK_SET: SignedDuration = SignedDuration::from_secs(2);
 
 pub struct Follow {
     store: SharedStore,
@@ -33,8 +44,34 @@ pub struct Follow {
     /// `kept` has this table.
     remembered: bool,
     state: State,
+    read_again: Instant,
+    /// None: signatures are not looked at.
+    door: Option<Door>,
     pub revision: i64,
     pub reads: u64,
+}
+/// Who looks at signatures, and what he has turned away.
+struct Door {
+    gate: SharedGate,
+    clock: SharedClock,
+    refused: BTreeSet<String>,
+    /// Wall time less steady time, when that was.
+    judged: Option<SignedDuration>,
+    look_again: Instant,
+    /// A serial could not be written.
+    unkept: bool,
+}
+impl Door {
+    fn drift(&self) -> SignedDuration {
+        let steady = SignedDuration::try_from(self.clock.steady()).unwrap_or(SignedDuration::MAX);
+        let wall = self.clock.wall().duration_since(Timestamp::UNIX_EPOCH);
+        wall.saturating_sub(steady)
+    }
+    /// What was refused may be good by now.
+    fn is_to_be_asked_again(&self) -> bool {
+        let set = |judged: SignedDuration| self.drift().saturating_sub(judged).abs() > CLOCK_SET;
+        !self.refused.is_empty() && (self.unkept || self.judged.is_some_and(set))
+    }
 }
 enum State {
     Unread,
@@ -80,9 +117,23 @@ impl Follow {
             told: false,
             remembered: false,
             state: State::Unread,
+            read_again: Instant::now() + READ_AGAIN,
+            door: None,
             revision: 0,
             reads: 0,
         }
+    }
+    /// Signatures are looked at.
+    pub fn with_gate(mut self, gate: SharedGate, clock: SharedClock) -> Self {
+        self.door = Some(Door {
+            gate,
+            clock,
+            refused: BTreeSet::new(),
+            judged: None,
+            look_again: Instant::now(),
+            unkept: false,
+        });
+        self
     }
     pub fn ip(&self) -> &str {
         &self.whose.ip
@@ -92,22 +143,87 @@ impl Follow {
     }
     /// The next that is new: at once after a start or a break, else when something changes.
     pub async fn next(&mut self) -> Result<Seen, StoreError> {
-        let seen = self.try_next().await;
-        if seen.is_err() {
-            self.state = State::Unread;
+        let mut seen = self.try_next().await;
+        match &mut seen {
+            Ok(seen) => {
+                if let Some(jobs) = &mut seen.jobs {
+                    self.judge(jobs).await;
+                }
+            }
+            Err(_) => self.state = State::Unread,
         }
         seen
     }
+    async fn judge(&mut self, jobs: &mut JobsChanged) {
+        let Some(door) = &mut self.door else { return };
+        if jobs.full {
+            door.refused.clear();
+        }
+        for key in &jobs.removed {
+            door.refused.remove(&key.path());
+        }
+        if jobs.put.is_empty() {
+            return;
+        }
+        let (gate, now) = (door.gate.clone(), door.clock.wall());
+        door.judged = Some(door.drift());
+        door.look_again = Instant::now() + LOOK_AT_CLOCK;
+        let asked = jobs
+            .put
+            .iter()
+            .map(|job| (job.key.path(), job.value.clone()))
+            .collect::<Vec<_>>();
+        let judged = blocking(move || Ok(gate.jobs(&asked, now))).await;
+        let (verdicts, unkept) = judged.unwrap_or_else(|_| (vec![], true));
+        door.unkept |= unkept;
+        // If that fell, there are none, and nothing is let in.
+        let mut verdicts = verdicts.into_iter();
+        for job in &mut jobs.put {
+            job.signed = verdicts.next().unwrap_or_else(nobody_looked);
+            let path = job.key.path();
+            match job.signed {
+                Signed::Refused(_) => door.refused.insert(path),
+                _ => door.refused.remove(&path),
+            };
+        }
+    }
+    fn was_refused(&self, key: &str) -> bool {
+        self.door.as_ref().is_some_and(|door| door.refused.contains(key))
+    }
+    /// Until when the watch is waited for.
+    fn patience(&self) -> Instant {
+        match &self.door {
+            Some(door) if !door.refused.is_empty() => door.look_again.min(self.read_again),
+            _ => self.read_again,
+        }
+    }
+    /// That was in vain: is all to be read again?
+    fn look_around(&mut self) -> bool {
+        let now = Instant::now();
+        let again = match &mut self.door {
+            Some(door) => {
+                door.look_again = now + LOOK_AT_CLOCK;
+                door.is_to_be_asked_again()
+            }
+            None => false,
+        };
+        again || now >= self.read_again
+    }
     async fn try_next(&mut self) -> Result<Seen, StoreError> {
         loop {
+            let patience = self.patience();
             match &mut self.state {
                 State::Unread => return self.read().await,
                 State::Read => {
                     let watch = self.store.watch(&self.prefixes(), self.revision).await?;
                     self.state = State::Following(watch);
                 }
-                State::Following(watch) => match tokio::time::timeout(READ_AGAIN, watch.next()).await {
-                    Err(_) => self.state = State::Unread,
+                State::Following(watch) => match tokio::time::timeout_at(patience, watch.next()).await {
+                    Err(_) => {
+                        if self.look_around() {
+                            self.state = State::Unread;
+                        }
+                    }
                     Ok(None) => return Err(StoreError::Away("the watch is over".into())),
                     Ok(Some(changes)) => {
                         let seen = self.apply(changes?);
@@ -127,6 +243,10 @@ impl Follow {
     async fn read(&mut self) -> Result<Seen, StoreError> {
         let listing = self.store.list(&self.prefixes()).await?;
         self.reads += 1;
+        self.read_again = Instant::now() + READ_AGAIN;
+        if let Some(door) = &mut self.door {
+            door.unkept = false; // all that was refused is asked again
+        }
         if listing.cluster != self.whose.cluster {
             self.whose.cluster = listing.cluster;
             self.remembered = false;
@@ -148,7 +268,7 @@ impl Follow {
                 continue;
             }
             let row = Row::of(&entry);
-            if full || self.table.get(&entry.key) != Some(&row) {
+            if full || self.table.get(&entry.key) != Some(&row) || self.was_refused(&entry.key) {
                 seen.put.push(entry.clone());
             }
             table.insert(entry.key, row);
@@ -212,11 +332,13 @@ impl Follow {
             .iter()
             .map(|entry| (entry.key.clone(), Row::of(entry)))
             .collect();
-        Ok(Some(JobsChanged {
+        let mut jobs = JobsChanged {
             full: true,
             put: entries.iter().filter_map(job).collect(),
             removed: vec![],
-        }))
+        };
+        self.judge(&mut jobs).await;
+        Ok(Some(jobs))
     }
     /// The runner has taken it in.
     pub async fn taken_in(&mut self, seen: &mut Seen) -> Result<(), StoreError> {
@@ -262,7 +384,15 @@ fn job(entry: &Entry) -> Option<JobEntry> {
         value: entry.value.clone(),
         create_revision: entry.create_revision,
         mod_revision: entry.mod_revision,
+        signed: Signed::Unasked,
     })
+}
+fn nobody_looked() -> Signed {
+    Signed::Refused(Box::new(Invalid {
+        field: "signature".into(),
+        found: "one that could not be looked at, the log says why".into(),
+        accepted: "one that fits".into(),
+    }))
 }
 /// Beside the arbiter: nothing slow may stand on it.
 pub async fn blocking<T: Send + 'static>(

@@ -1,7 +1,7 @@
 //! Follows the jobs in the store and tells the runner what changed; writes what it answers, takes commands, claims firings. Without a
 //! store in reach the jobs of the last time go on.
 //!
-//! Hears: StandingChanged, JobStateChanged, Claim, ReleaseClaim, MarkOnce, WriteJob, ObserveWatcher, Drain.
+//! Hears: StandingChanged, JobStateChanged, Claim, ReleaseClaim, MarkOnce, WriteJob, CheckSigned, ObserveWatcher, Drain.
 //! Says: JobsChanged → CronRunner, one at a time, the next when it is answered; JobCommand, AskSummary → CronRunner.
 //! Bound: one change under way, `MOST_COMMANDS` commands, one record a task id. Waits: for the store, with a limit each time.
 use std::{
@@ -17,7 +17,8 @@ use jiff::Timestamp;
 use super::{
     claims::{self, Claimer, MOST_SKEW},
     commands,
-    follow::{Follow, Seen},
+    follow::{Follow, Seen, blocking},
+    gate::{self, SharedGate},
     publish::{self, Publish},
     records::Records,
 };
@@ -26,12 +27,12 @@ use crate::{
     messages::{
         control::Drain,
         jobs::{
-            AskSummary, Claim, Claimed, CommandAnswer, JobAnswer, JobCommand, JobStateChanged, JobsChanged, MarkOnce,
-            OnceMarked, ReleaseClaim, WriteJob, WriteRefused, Written,
+            AskSummary, CheckSigned, Claim, Claimed, CommandAnswer, JobAnswer, JobCommand, JobStateChanged,
+            JobsChanged, MarkOnce, OnceMarked, ReleaseClaim, WriteJob, WriteRefused, Written,
         },
         lease::{ObserveWatcher, Standing, StandingChanged, WatcherView},
     },
-    model::{JobKey, RunId},
+    model::{Invalid, JobKey, RunId},
     retry::Reconnect,
     store::{
         Entry, LeaseId, Op, SharedStore, StoreError, Transaction,
@@ -60,6 +61,8 @@ pub struct JobWatcherParts {
     pub store: SharedStore,
     /// What is remembered of a store that is elsewhere. None: it is here.
     pub kept: Option<Kept>,
+    /// None: signatures are not looked at.
+    pub gate: Option<SharedGate>,
     pub instance: String,
     /// None: takes no jobs of a group.
     pub group: Option<String>,
@@ -205,7 +208,11 @@ impl JobWatcher {
             prefix: self.parts.prefix.clone(),
             cluster: 0,
         };
-        Follow::new(self.parts.store.clone(), self.parts.kept.clone(), whose)
+        let follow = Follow::new(self.parts.store.clone(), self.parts.kept.clone(), whose);
+        match &self.parts.gate {
+            Some(gate) => follow.with_gate(gate.clone(), self.parts.clock.clone()),
+            None => follow,
+        }
     }
     /// No jobs are ours: the runner hears it until it has.
     fn clear(&mut self, ctx: &mut Context<Self>) {
@@ -417,7 +424,7 @@ impl JobWatcher {
         };
         let Some(entry) = self.commands.pop_front() else { return };
         self.serving = true;
-        let store = self.parts.store.clone();
+        let (store, gate) = (self.parts.store.clone(), self.parts.gate.clone());
         let (now, runner, log) = (
             self.parts.clock.wall(),
             self.parts.commands.clone(),
@@ -429,7 +436,7 @@ impl JobWatcher {
                 let asked = tokio::time::timeout(COMMAND, runner.send(command));
                 asked.map(|answer| answer.ok()?.ok()).boxed()
             };
-            let served = commands::serve(&store, &ip.to_string(), &entry, run_id, now, &ask).await;
+            let served = commands::serve(&store, gate.as_ref(), &ip.to_string(), &entry, run_id, now, &ask).await;
             (entry, served)
         };
         ctx.spawn(work.into_actor(self).map(move |(entry, served), watcher, ctx| {
@@ -446,16 +453,29 @@ impl JobWatcher {
     }
 
     // ---- what is to be tidied up, whenever the store is there
+    /// How many agents there are; whether the clock is still off.
+    fn is_to_be_asked(&self) -> (bool, bool) {
+        let age = |at: Duration| self.now().saturating_sub(at);
+        let count = self.agents.is_none_or(|(at, _)| age(at) >= COUNT_EVERY);
+        let off = |(at, skew): (Duration, i64)| skew > MOST_SKEW && age(at) >= SKEW_EVERY;
+        (self.parts.group.is_some() && count, self.skew.is_some_and(off))
+    }
+    fn ask_again(&mut self, ctx: &mut Context<Self>) {
+        if self.is_to_be_asked() != (false, false) {
+            self.tidy(ctx);
+        }
+    }
     fn tidy(&mut self, ctx: &mut Context<Self>) {
         let (false, false, Some((ip, lease))) = (self.tidying, self.drained, self.held()) else {
             return;
         };
-        let stale = |at: Option<Duration>| at.is_none_or(|at| self.now().saturating_sub(at) >= COUNT_EVERY);
-        let count = self.parts.group.is_some() && stale(self.agents.map(|(at, _)| at));
-        if !count && self.to_release.is_empty() && self.to_unmark.is_empty() && self.running.is_empty() {
+        let (count, off) = self.is_to_be_asked();
+        let nothing = self.to_release.is_empty() && self.to_unmark.is_empty() && self.running.is_empty();
+        if !count && !off && nothing {
             return;
         }
         self.tidying = true;
+        let clock = self.parts.clock.clone();
         let (store, kept, instance) = (
             self.parts.store.clone(),
             self.parts.kept.clone(),
@@ -467,6 +487,9 @@ impl JobWatcher {
             let mut tidied = Tidied::default();
             if count {
                 tidied.agents = store.count(keys::HEALTH).await.ok();
+            }
+            if off {
+                tidied.skew = look_at_clock(&store, &clock).await.ok();
             }
             for (job, run_id) in release {
                 if claims::release(&store, &job, run_id).await.is_ok() {
@@ -491,6 +514,9 @@ impl JobWatcher {
             if let Some(agents) = tidied.agents {
                 watcher.agents = Some((watcher.now(), agents));
             }
+            if let Some(skew) = tidied.skew {
+                watcher.skew = Some((watcher.now(), skew));
+            }
             for (job, run_id) in tidied.released {
                 if watcher.to_release.get(&job) == Some(&run_id) {
                     watcher.to_release.remove(&job);
@@ -505,6 +531,7 @@ impl JobWatcher {
 #[derive(Default)]
 struct Tidied {
     agents: Option<u64>,
+    skew: Option<i64>,
     released: Vec<(JobKey, RunId)>,
     unmarked: Vec<JobKey>,
 }
@@ -599,9 +626,10 @@ impl Handler<JobStateChanged> for JobWatcher {
 }
 impl Handler<Claim> for JobWatcher {
     type Result = ResponseActFuture<Self, Claimed>;
-    fn handle(&mut self, claim: Claim, _: &mut Self::Context) -> Self::Result {
+    fn handle(&mut self, claim: Claim, ctx: &mut Self::Context) -> Self::Result {
+        self.ask_again(ctx);
         let Some((_, lease)) = self.held() else {
-            let none = Claimed::NoStore("no claim: not registered".into());
+            let none = Claimed::NoStore("not registered".into());
             return Box::pin(std::future::ready(none).into_actor(self));
         };
         let (store, instance, clock) = (
@@ -613,23 +641,6 @@ impl Handler<Claim> for JobWatcher {
         let known = self.skew.filter(|(at, _)| self.now().saturating_sub(*at) < SKEW_EVERY);
         let asked = claim.clone();
         let work = async move {
-            let skew = match known {
-                Some((_, skew)) => Ok(skew),
-                None => store
-                    .wall()
-                    .await
-                    .map(|wall| wall.map_or(0, |wall| (clock.wall().as_second() - wall.as_second()).abs())),
-            };
-            let skew = match skew {
-                Ok(skew) => skew,
-                Err(error) => return (None, Claimed::NoStore(error.to_string())),
-            };
-            if skew > MOST_SKEW {
-                return (
-                    Some(skew),
-                    Claimed::NoStore(format!("this host's clock is {skew} s off etcd's")),
-                );
-            }
             let claimer = Claimer {
                 store: &store,
                 instance: &instance,
@@ -637,7 +648,19 @@ impl Handler<Claim> for JobWatcher {
                 now: clock.wall(),
                 others,
             };
-            (Some(skew), claimer.claim(&claim, &dice).await)
+            if let Some(answer) = claimer.turn(&claim, &dice).await {
+                return (None, answer);
+            }
+            // After that: it is a connection of its own, and with TLS the dearest part of a claim.
+            let looked = match known {
+                Some((_, skew)) => Ok(skew),
+                None => look_at_clock(&store, &clock).await,
+            };
+            match looked {
+                Err(error) => (None, Claimed::NoStore(error.to_string())),
+                Ok(skew) if skew > MOST_SKEW => (Some(skew), Claimed::NoStore(too_far_off(skew))),
+                Ok(skew) => (Some(skew), claimer.claim(&claim).await),
+            }
         };
         Box::pin(work.into_actor(self).map(move |(skew, claimed), watcher, _| {
             if let Some(skew) = skew
@@ -668,12 +691,13 @@ impl Handler<MarkOnce> for JobWatcher {
         let Some((ip, _)) = self.held() else {
             return Box::pin(std::future::ready(OnceMarked::NoStore("not registered".into())));
         };
-        let (store, kept, now) = (
+        let (store, kept, gate, now) = (
             self.parts.store.clone(),
             self.parts.kept.clone(),
+            self.parts.gate.clone(),
             self.parts.clock.wall(),
         );
-        Box::pin(async move { claims::mark_once(&store, kept.as_ref(), &ip.to_string(), &ask, now).await })
+        Box::pin(async move { gate::mark_once(gate.as_ref(), &store, kept.as_ref(), &ip.to_string(), &ask, now).await })
     }
 }
 impl Handler<WriteJob> for JobWatcher {
@@ -711,10 +735,39 @@ async fn write_job(store: &SharedStore, key: JobKey, value: Option<bytes::Bytes>
         existed,
     })
 }
+impl Handler<CheckSigned> for JobWatcher {
+    type Result = ResponseFuture<Result<(), Invalid>>;
+    fn handle(&mut self, ask: CheckSigned, _: &mut Self::Context) -> Self::Result {
+        let key = match (ask.group, self.following) {
+            (Some(group), _) => Some(JobKey::group(group, ask.task_id)),
+            (None, ip) => ip.map(|ip| JobKey::host(ip.to_string(), ask.task_id)),
+        };
+        // Without an address it cannot be written either.
+        let (Some(gate), Some(key)) = (self.parts.gate.clone(), key) else {
+            return Box::pin(std::future::ready(Ok(())));
+        };
+        let now = self.parts.clock.wall();
+        let look = blocking(move || Ok(gate.would_take(&key.path(), &ask.value, now)));
+        Box::pin(async move {
+            look.await.unwrap_or_else(|error| {
+                Err(Invalid {
+                    field: "signature".into(),
+                    found: format!("one that could not be looked at: {error}"),
+                    accepted: "one that fits".into(),
+                })
+            })
+        })
+    }
+}
 impl Handler<ObserveWatcher> for JobWatcher {
     type Result = MessageResult<ObserveWatcher>;
-    fn handle(&mut self, _: ObserveWatcher, _: &mut Self::Context) -> Self::Result {
-        let trouble = [&self.read_trouble, &self.write_trouble];
+    fn handle(&mut self, _: ObserveWatcher, ctx: &mut Self::Context) -> Self::Result {
+        self.ask_again(ctx);
+        let skew = self
+            .skew
+            .filter(|(_, skew)| *skew > MOST_SKEW)
+            .map(|(_, skew)| format!("{}: it runs no exclusive jobs", too_far_off(skew)));
+        let trouble = [&self.read_trouble, &self.write_trouble, &skew];
         MessageResult(WatcherView {
             jobs: self.jobs,
             stale: self.stale_since.map(|since| self.now().saturating_sub(since)),
@@ -738,6 +791,14 @@ impl Handler<Drain> for JobWatcher {
     }
 }
 
+/// Seconds between this host's clock and the store's.
+async fn look_at_clock(store: &SharedStore, clock: &SharedClock) -> Result<i64, StoreError> {
+    let wall = store.wall().await?;
+    Ok(wall.map_or(0, |wall| (clock.wall().as_second() - wall.as_second()).abs()))
+}
+fn too_far_off(skew: i64) -> String {
+    format!("this host's clock is {skew} s off etcd's")
+}
 /// Evenly from 0 to 1.
 fn dice() -> f64 {
     let mut bytes = [0; 4];

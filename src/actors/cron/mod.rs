@@ -5,6 +5,7 @@ pub mod claims;
 pub mod commands;
 pub mod cron_runner;
 pub mod follow;
+pub mod gate;
 pub mod job_watcher;
 pub mod lease_keeper;
 pub mod notifier;

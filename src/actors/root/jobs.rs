@@ -8,6 +8,7 @@ use super::Start;
 use crate::{
     actors::{
         cron::{
+            gate::{Gate, SharedGate},
             job_watcher::{JobWatcher, JobWatcherParts},
             lease_keeper::{LeaseKeeper, LeaseKeeperParts},
             publish::Publish,
@@ -25,6 +26,7 @@ use crate::{
     model::{SharedSign, Sign},
     os,
     settings::{OnPartition, Settings},
+    signature::Verifier,
     store::{
         SharedStore,
         embedded::{self, EmbeddedStore},
@@ -51,6 +53,7 @@ pub struct Stores {
     pub history: History,
     pub store: SharedStore,
     kept: Option<Kept>,
+    gate: Option<SharedGate>,
 }
 /// Who runs jobs.
 pub struct Runner {
@@ -89,9 +92,16 @@ pub async fn open(start: &Start) -> Result<Option<Stores>, String> {
         return Ok(None);
     }
     let data_dir = settings.agent.data_dir.clone();
+    let signed = !settings.jobs.verify_key.is_empty() && !etcd.endpoints.is_empty();
     let opened = embedded::open(&data_dir)?;
     if let Some(warning) = opened.warning {
         slog::error!(start.log, "{}", warning);
+        if signed {
+            slog::error!(
+                start.log,
+                "the serials of signed jobs are forgotten: an old value that has not ended yet would be taken when it is put again"
+            );
+        }
     }
     let database = opened.database;
     let local = EmbeddedStore::new(database.clone()).map_err(|error| error.to_string())?;
@@ -134,11 +144,21 @@ pub async fn open(start: &Start) -> Result<Option<Stores>, String> {
             }
         }
     }
+    let gate = match (&kept, signed) {
+        (Some(kept), true) => {
+            let fleet = settings.jobs.fleet.as_deref().unwrap_or_default();
+            let verifier = Verifier::new(&settings.jobs.verify_key, fleet)?;
+            let gate = Gate::open(verifier, kept.clone());
+            Some(gate.map_err(|error| format!("could not read the serials of signed jobs in store.redb: {error}"))?)
+        }
+        _ => None,
+    };
     Ok(Some(Stores {
         control,
         history,
         store,
         kept,
+        gate,
     }))
 }
 async fn on<T: Send + 'static>(arbiter: &Arbiter, work: impl FnOnce() -> T + Send + 'static) -> Result<T, String> {
@@ -176,8 +196,13 @@ impl JobsHouse {
         let (settings, host) = (&start.settings, &start.host);
         let http = start.http.as_ref().and_then(|listener| listener.local_addr().ok());
         let Stores {
-            control, store, kept, ..
+            control,
+            store,
+            kept,
+            gate,
+            ..
         } = stores;
+        let signed = gate.is_some();
         let member = |name: &str| Pulse::new(name, start.metrics.restarts.clone());
         let (watcher, may_fire, sign) = match runner {
             None => (None, None, Sign::new(settings.etcd.lease_ttl)),
@@ -192,6 +217,7 @@ impl JobsHouse {
                 let parts = JobWatcherParts {
                     store: store.clone(),
                     kept,
+                    gate,
                     instance: host.instance.clone(),
                     group: settings.agent.group_given.then(|| host.group.clone()),
                     prefix: settings.etcd.prefix.clone(),
@@ -221,7 +247,7 @@ impl JobsHouse {
         let addresses = addresses(settings);
         let nobody_is_asked =
             settings.etcd.user.is_none() && settings.etcd.tls.as_ref().is_none_or(|tls| tls.cert_and_key.is_none());
-        let open_to_all = os::is_root() && nobody_is_asked && !addresses.etcd_is_here();
+        let open_to_all = os::is_root() && nobody_is_asked && !signed && !addresses.etcd_is_here();
         let parts = LeaseKeeperParts {
             registration: Parts {
                 store,
@@ -280,7 +306,8 @@ impl JobsHouse {
         }
         if self.open_to_all {
             trouble.push(
-                "jobs run as root, and etcd asks nobody who he is: set [etcd] user and password, or tls with cert and key".into(),
+                "jobs run as root, and etcd asks nobody who he is: set [etcd] user and password, tls with cert and key, or [jobs] verify_key"
+                    .into(),
             );
         }
         trouble

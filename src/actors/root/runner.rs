@@ -22,8 +22,8 @@ use crate::{
     messages::{
         control::Drain,
         jobs::{
-            AskJob, AskJobs, AskOutput, AskRuns, AskWhyJob, CheckJob, CommandAnswer, JobCommand, JobDetail, JobView,
-            LetGo, ObserveRunner, OutputView, WriteJob, WriteRefused, Written,
+            AskJob, AskJobs, AskOutput, AskRuns, AskWhyJob, CheckJob, CheckSigned, CommandAnswer, JobCommand,
+            JobDetail, JobView, LetGo, ObserveRunner, OutputView, WriteJob, WriteRefused, Written,
         },
     },
     model::{Invalid, RunId, RunRecord, SharedSign, Sign},
@@ -179,16 +179,38 @@ hands_on! {
     AskJob => Option<Box<JobDetail>>, None;
     AskRuns => Vec<RunRecord>, vec![];
     AskOutput => Option<OutputView>, None;
-    CheckJob => Result<Vec<jiff::Timestamp>, Invalid>, Err(Invalid {
-        field: String::new(),
-        found: "a job".into(),
-        accepted: NOBODY.into(),
-    });
     JobCommand => CommandAnswer, CommandAnswer {
         done: false,
         said: NOBODY.into(),
         run_ids: vec![],
     };
+}
+/// Its runner says what would become of it, the one who follows etcd whether its signature would do.
+impl Handler<CheckJob> for Root {
+    type Result = ResponseFuture<Result<Vec<jiff::Timestamp>, Invalid>>;
+    fn handle(&mut self, ask: CheckJob, _: &mut Self::Context) -> Self::Result {
+        let house = self.house.clone();
+        let signed = CheckSigned {
+            group: ask.group.clone(),
+            task_id: ask.task_id.clone(),
+            value: ask.value.clone(),
+        };
+        let nobody = || {
+            Err(Invalid {
+                field: String::new(),
+                found: "a job".into(),
+                accepted: NOBODY.into(),
+            })
+        };
+        Box::pin(async move {
+            let Some(runner) = &house.runner else { return nobody() };
+            let next = runner.addr.send(ask).await.unwrap_or_else(|_| nobody())?;
+            if let Some(watcher) = house.jobs.as_ref().and_then(|jobs| jobs.watcher()) {
+                watcher.send(signed).await.unwrap_or_else(|_| nobody().map(drop))?;
+            }
+            Ok(next)
+        })
+    }
 }
 impl Handler<WriteJob> for Root {
     type Result = ResponseFuture<Result<Written, WriteRefused>>;

@@ -24,6 +24,7 @@ use super::{
     client, data_dir, print,
     show::{self, text},
 };
+use crate::model::JobKey;
 
 #[derive(clap::Subcommand, Clone, Debug, PartialEq)]
 pub enum Jobs {
@@ -48,6 +49,8 @@ pub enum Jobs {
         /// Only say what would become of it
         #[arg(long)]
         check: bool,
+        #[command(flatten)]
+        with: sign::With,
         #[command(flatten)]
         of: Of,
     },
@@ -155,8 +158,9 @@ pub fn run(jobs: &Jobs) -> Done {
             value,
             file,
             check,
+            with,
             of,
-        } => put(id.as_deref(), value.as_deref(), file.as_ref(), *check, of),
+        } => put(id.as_deref(), value.as_deref(), file.as_ref(), *check, with, of),
         Jobs::Rm { task_id, of } => {
             if let Some(away) = away(of)? {
                 return away.rm(task_id);
@@ -328,7 +332,22 @@ fn get(task_id: &str, of: &Of) -> Done {
     print(&page);
     Ok(0)
 }
-fn put(id: Option<&str>, value: Option<&str>, file: Option<&PathBuf>, check: bool, of: &Of) -> Done {
+/// Where the job stands in the store, and the fleet that signatures are for: as the agent says.
+fn key_of(task_id: &str, of: &Of) -> Result<String, Failed> {
+    Ok(match &of.group {
+        Some(group) => JobKey::group(group.as_str(), task_id).path(),
+        None => {
+            let agent = client::get(&data_dir(&of.ask.place)?, "/api/v1/agent")?;
+            JobKey::host(text(&agent, "ip"), task_id).path()
+        }
+    })
+}
+fn fleet_of(of: &Of) -> Result<String, Failed> {
+    let config = client::get(&data_dir(&of.ask.place)?, "/api/v1/config")?;
+    let fleet = config["jobs"]["fleet"].as_str().map(str::to_owned);
+    fleet.ok_or_else(|| Failed::usage("this agent has no [jobs] fleet, accepted: --fleet NAME"))
+}
+fn put(id: Option<&str>, value: Option<&str>, file: Option<&PathBuf>, check: bool, with: &sign::With, of: &Of) -> Done {
     let value = match (value, file) {
         (Some(_), Some(_)) => return Err(Failed::usage("a value and --file were given, accepted: one of them")),
         (Some(value), None) => value.to_owned(),
@@ -346,7 +365,8 @@ fn put(id: Option<&str>, value: Option<&str>, file: Option<&PathBuf>, check: boo
     let task_id = id.map(str::to_owned).or_else(inside);
     let task_id =
         task_id.ok_or_else(|| Failed::usage("the job has no task_id, accepted: one in the value, or --id ID"))?;
-    let answer = put_one(&task_id, value, check, of)?;
+    let value = with.value(value, || key_of(&task_id, of), || fleet_of(of))?;
+    let answer = put_one(&task_id, &value, check, of)?;
     let done = match (check, answer["existed"].as_bool()) {
         (true, _) => format!("job {task_id} would be accepted"),
         (false, Some(true)) => format!("job {task_id} changed"),

@@ -1,6 +1,9 @@
-//! `agent jobs keygen` and `agent jobs sign`: for fleets with a `verify_key`. They need no agent and no etcd: the key that signs stays on
-//! the machine of whoever signs.
-use std::{path::PathBuf, time::Duration};
+//! `agent jobs keygen`, `agent jobs sign` and `agent jobs put --sign`: for fleets with a `verify_key`. The first two need no agent and no
+//! etcd: the key that signs stays on the machine of whoever signs.
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use jiff::Timestamp;
 
@@ -39,6 +42,37 @@ pub struct Sign {
     #[arg(long, value_name = "DURATION")]
     valid_for: Option<Span>,
 }
+/// Of `put`: sign it on the way.
+#[derive(clap::Args, Clone, Debug, Default, PartialEq)]
+pub struct With {
+    /// Sign it with this key, as `keygen` makes it, for agents that take signed jobs only
+    #[arg(long, value_name = "KEY")]
+    pub sign: Option<PathBuf>,
+    /// With --sign: `[jobs] fleet` of the agents [default: the asked agent's]
+    #[arg(long, value_name = "NAME", requires = "sign")]
+    pub fleet: Option<String>,
+    /// With --sign: above that of the value before [default: milliseconds since 1970]
+    #[arg(long, value_name = "N", requires = "sign")]
+    serial: Option<u64>,
+    /// With --sign: how long it counts [default: 30d]
+    #[arg(long, value_name = "DURATION", requires = "sign")]
+    valid_for: Option<Span>,
+}
+impl With {
+    /// The value as it is to be put at that key path: signed if that was asked for.
+    pub(super) fn value(
+        &self,
+        value: &str,
+        at: impl FnOnce() -> Result<String, Failed>,
+        fleet: impl FnOnce() -> Result<String, Failed>,
+    ) -> Result<String, Failed> {
+        let Some(key) = &self.sign else {
+            return Ok(value.to_owned());
+        };
+        let fleet = self.fleet.clone().map_or_else(fleet, Ok)?;
+        signed(value, key, &fleet, &at()?, self.serial, self.valid_for)
+    }
+}
 
 pub fn keygen(asked: &Keygen) -> Done {
     let public = key_file::create(&asked.file).map_err(Failed::new)?;
@@ -47,17 +81,36 @@ pub fn keygen(asked: &Keygen) -> Done {
 }
 /// Prints the signed value.
 pub fn sign(asked: &Sign, read: impl FnOnce(Option<&PathBuf>) -> Result<String, Failed>) -> Done {
-    let kind = kind_of(&asked.at).ok_or_else(|| {
-        let accepted = "/cron/jobs/IP/TASK, /cron/groups/GROUP/jobs/TASK or /cron/commands/IP/ID";
-        Failed::usage(format!("--at: found {:?}, accepted: {accepted}", asked.at))
-    })?;
     let value = match (&asked.value, &asked.file) {
         (Some(_), Some(_)) => return Err(Failed::usage("a value and --file were given, accepted: one of them")),
         (Some(value), None) => value.clone(),
         (None, file) => read(file.as_ref())?,
     };
+    let signed = signed(
+        &value,
+        &asked.key,
+        &asked.fleet,
+        &asked.at,
+        asked.serial,
+        asked.valid_for,
+    )?;
+    print(&signed);
+    Ok(0)
+}
+fn signed(
+    value: &str,
+    key: &Path,
+    fleet: &str,
+    at: &str,
+    serial: Option<u64>,
+    valid_for: Option<Span>,
+) -> Result<String, Failed> {
+    let kind = kind_of(at).ok_or_else(|| {
+        let accepted = "/cron/jobs/IP/TASK, /cron/groups/GROUP/jobs/TASK or /cron/commands/IP/ID";
+        Failed::usage(format!("--at: found {at:?}, accepted: {accepted}"))
+    })?;
     let now = clock::system().wall();
-    let valid_for = asked.valid_for.map_or(usual(kind), |Span(span)| span);
+    let valid_for = valid_for.map_or(usual(kind), |Span(span)| span);
     if valid_for.is_zero() || valid_for > kind.longest() {
         let (found, longest) = (Span(valid_for), Span(kind.longest()));
         return Err(Failed::usage(format!(
@@ -65,13 +118,12 @@ pub fn sign(asked: &Sign, read: impl FnOnce(Option<&PathBuf>) -> Result<String, 
         )));
     }
     let not_after = Timestamp::saturating_add(now, valid_for).map_err(Failed::new)?;
-    let serial = asked.serial.unwrap_or(now.as_millisecond().max(0).unsigned_abs());
-    let key = key_file::load(&asked.key).map_err(Failed::new)?;
+    let serial = serial.unwrap_or(now.as_millisecond().max(0).unsigned_abs());
+    let key = key_file::load(key).map_err(Failed::new)?;
     let signed = key
-        .sign(&asked.fleet, &asked.at, value.as_bytes(), serial, not_after)
+        .sign(fleet, at, value.as_bytes(), serial, not_after)
         .map_err(Failed::usage)?;
-    print(&String::from_utf8_lossy(&signed));
-    Ok(0)
+    Ok(String::from_utf8_lossy(&signed).into_owned())
 }
 fn kind_of(path: &str) -> Option<Kind> {
     if JobKey::of_path(path).is_some() {
@@ -130,6 +182,17 @@ mod tests {
                 .unwrap_err()
                 .starts_with("--at: found \"17\", accepted: /cron/jobs/IP/TASK")
         );
+        // `put --sign`: the fleet of the agent unless another is named, nothing asked for without.
+        let with = With {
+            sign: Some(key.clone()),
+            ..With::default()
+        };
+        let at = || Ok("/cron/jobs/10.0.0.1/17".to_owned());
+        let value = with.value(r#"{"cmd":"date"}"#, at, || Ok("shop".to_owned())).unwrap();
+        assert!(value.starts_with(r#"{"cmd":"date","signature":{"serial":"#), "{value}");
+        let none = || -> Result<String, Failed> { panic!("nobody is asked") };
+        let plain = With::default().value("{}", none, none).map_err(|failed| failed.text);
+        assert_eq!(plain.as_deref(), Ok("{}"));
         assert!(keygen(&Keygen { file: key }).is_err());
     }
 }

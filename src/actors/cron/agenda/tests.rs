@@ -15,6 +15,7 @@ fn entry(task: &str, value: &str, revision: i64) -> JobEntry {
         value: Bytes::copy_from_slice(value.as_bytes()),
         create_revision: 1,
         mod_revision: revision,
+        signed: Signed::Unasked,
     }
 }
 fn job(express: &str, more: &str) -> String {

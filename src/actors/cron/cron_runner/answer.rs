@@ -223,7 +223,7 @@ impl CronRunner {
     /// The one rule that it does not run by, or when it does.
     fn why(&self, job: &Job) -> String {
         let name = &job.key.task_id;
-        if let Err(invalid) = &job.body {
+        if let Some(invalid) = job.invalid() {
             return format!("job {name} is invalid: {invalid}");
         }
         if job.shadowed {

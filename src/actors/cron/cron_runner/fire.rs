@@ -183,7 +183,7 @@ impl CronRunner {
             run_id: id,
         };
         let Some(watcher) = &self.watcher else {
-            return self.end_unbegun(id, RunState::Skipped("no claim".into()));
+            return self.skip_unclaimed(id, "not registered yet");
         };
         let answer = watcher.claim.send(ask);
         ctx.spawn(answer.into_actor(self).map(move |answer, runner, ctx| {
@@ -204,10 +204,18 @@ impl CronRunner {
                     runner.go(id, ctx);
                 }
                 Ok(Claimed::Taken(by)) => runner.forget_unbegun(id, &by),
-                Ok(Claimed::NoStore(_)) | Err(_) => runner.end_unbegun(id, RunState::Skipped("no claim".into())),
+                Ok(Claimed::NoStore(why)) => runner.skip_unclaimed(id, &why),
+                Err(_) => runner.skip_unclaimed(id, "nobody answered"),
             }
             runner.pump(ctx);
         }));
+    }
+    /// Nobody could be asked, or this host may not ask.
+    fn skip_unclaimed(&mut self, id: RunId, why: &str) {
+        if let Some(run) = self.runs.get_mut(&id) {
+            run.record.error = why.to_owned();
+        }
+        self.end_unbegun(id, RunState::Skipped("no claim".into()));
     }
     /// After a fall: the answers went to the life before.
     pub(super) fn claim_again(&mut self, ctx: &mut Context<Self>) {
@@ -242,6 +250,7 @@ impl CronRunner {
                 job: key.clone(),
                 create_revision: job.create_revision,
                 value_hash: once_id.split_once('/').map_or("", |(_, hash)| hash).to_owned(),
+                serial: job.serial(),
             };
             self.marking.insert(at);
             let answer = watcher.once.send(ask);
@@ -295,6 +304,10 @@ impl CronRunner {
     /// It has a place: its start record is written next.
     pub(super) fn prepare_start(&mut self, id: RunId, now: Timestamp) {
         let Some(run) = self.runs.get_mut(&id) else { return };
+        let job = self.agenda.get(run.at).filter(|job| job.key == run.record.job);
+        if job.is_some_and(|job| job.has_ended(now)) {
+            return self.end_unbegun(id, RunState::Skipped("the signature of the job has ended".into()));
+        }
         let planned = matches!(run.record.cause, Cause::Planned | Cause::Late) && run.record.attempt == 1;
         let late = now.duration_since(run.record.planned);
         if planned && late > jiff::SignedDuration::try_from(TOO_LATE).unwrap_or_default() {

@@ -148,7 +148,7 @@ impl CronRunner {
             self.drained.tell(());
         }
     }
-    fn tell(&self, answer: JobAnswer) {
+    pub(super) fn tell(&self, answer: JobAnswer) {
         if let Some(watcher) = &self.watcher {
             let told = watcher.state_changed.send(JobStateChanged(answer));
             actix_rt::spawn(async move {
@@ -157,7 +157,7 @@ impl CronRunner {
         }
     }
     /// What has not begun of that job does not begin any more. Present runs go on.
-    fn take_back(&mut self, key: &JobKey, why: &str) {
+    pub(super) fn take_back(&mut self, key: &JobKey, why: &str) {
         for id in self.present.get(key).cloned().unwrap_or_default() {
             let unbegun = self
                 .runs
@@ -187,10 +187,10 @@ impl CronRunner {
             return Err(format!("no job is started now: {why}"));
         }
         let job = self.agenda.get(at).ok_or("the job is gone")?;
-        let spec = job
-            .body
-            .clone()
-            .map_err(|invalid| format!("the job is invalid: {invalid}"))?;
+        if let Some(invalid) = job.invalid() {
+            return Err(format!("the job is invalid: {invalid}"));
+        }
+        let spec = job.spec().cloned().ok_or("the job is invalid")?;
         if job.shadowed {
             return Err("the job is shadowed by this host's own of the same task id".into());
         }

@@ -227,8 +227,15 @@ impl CronRunner {
             let passed = SignedDuration::try_from(steady.saturating_sub(steady_then)).unwrap_or(SignedDuration::MAX);
             if wall.duration_since(wall_then) < passed - SET_BACK && wall < wall_then {
                 slog::warn!(self.log, "the clock was set back"; "from" => %wall_then, "to" => %wall);
-                self.agenda.clock_set_back(wall);
+                for answer in self.agenda.clock_set_back(wall) {
+                    self.tell(answer);
+                }
             }
+        }
+        for answer in self.agenda.take_lapsed(wall) {
+            slog::warn!(self.log, "a job's signature has ended"; "job" => %answer.key, "why" => &answer.error);
+            self.take_back(&answer.key, answer.state.word());
+            self.tell(answer);
         }
         for event in self.inbox.take() {
             self.heard(event, wall);
@@ -271,7 +278,7 @@ impl CronRunner {
         self.sleep(wall, steady, ctx);
     }
     fn sleep(&mut self, wall: Timestamp, steady: Duration, ctx: &mut Context<Self>) {
-        let due = self.agenda.next_at().filter(|_| self.enabled && !self.draining);
+        let due = self.agenda.next_at().filter(|_| self.enabled && !self.draining); // or a signature's end, which may be seen late
         let due = due.map(|due| Duration::try_from(due.duration_since(wall)).unwrap_or_default());
         let waits = [self.waiting.first().map(|(until, _)| *until), self.mark_again];
         let waits = waits.into_iter().flatten().map(|until| until.saturating_sub(steady));

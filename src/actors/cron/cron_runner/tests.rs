@@ -15,7 +15,7 @@ use crate::{
         jobs::{
             Action, AskJob, AskJobs, AskOutput, AskRuns, AskSummary, AskWhyJob, CheckJob, Claim, Claimed,
             CommandAnswer, JobCommand, JobEntry, JobStateChanged, JobsChanged, MarkOnce, MayFire, OnceMarked,
-            ReleaseClaim,
+            ReleaseClaim, Signed,
         },
     },
     metrics::Metrics,
@@ -194,11 +194,15 @@ impl House {
         }
     }
     async fn put_as(&self, key: JobKey, value: &str, revision: i64) -> (JobState, String) {
+        self.put_signed(key, value, revision, Signed::Unasked).await
+    }
+    async fn put_signed(&self, key: JobKey, value: &str, revision: i64, signed: Signed) -> (JobState, String) {
         let entry = JobEntry {
             key,
             value: Bytes::copy_from_slice(value.as_bytes()),
             create_revision: 1,
             mod_revision: revision,
+            signed,
         };
         let change = JobsChanged {
             full: false,
@@ -627,6 +631,88 @@ async fn an_exclusive_firing_is_claimed_first() {
         house.until_heard(2).await,
         ["claim 17 2024-01-15T10:01:00Z", "release 17"]
     );
+}
+/// BEHAVIOUR 90, the runner's part: a signature counts not a moment longer than it says, whatever waits.
+#[actix_rt::test]
+async fn a_job_whose_signature_has_ended_starts_no_more() {
+    let house = House::new().await;
+    let key = JobKey::host("10.0.0.1", "17");
+    let signed = |not_after: &str| Signed::Until {
+        serial: 1,
+        not_after: not_after.parse().unwrap(),
+    };
+    let value = r#"{"cmd": "date", "express": "* * * * *", "overlap": "queue"}"#;
+    let until = signed("2024-01-15T10:02:30Z");
+    let put = house.put_signed(key.clone(), value, 1, until.clone()).await;
+    assert_eq!(put, (JobState::Ok, String::new()));
+    house.minute().await;
+    house.until_started(1).await;
+    house.minute().await; // 10:02 waits behind
+    house.minute().await;
+    let ended =
+        "`signature`: found not_after 2024-01-15T10:02:30Z, which has passed, accepted: a value that is signed anew";
+    assert_eq!(house.until_heard(1).await, [format!("17 invalid {ended}")]);
+    assert_eq!(house.states().await, ["running", "skipped(invalid)"]);
+    let why = house.runner.send(AskWhyJob("17".into())).await.unwrap();
+    assert_eq!(why, Some(format!("job 17 is invalid: {ended}")));
+    assert_eq!(house.runner.send(AskJobs).await.unwrap()[0].error, ended);
+    let answer = house.command(Action::Run, "17").await;
+    assert_eq!(answer.said, format!("the job is invalid: {ended}"));
+    house.end(0, ok()).await;
+    house.pass(Duration::from_secs(3600)).await;
+    assert_eq!(house.started(), 1);
+
+    // It had been set forward: what is signed until later counts again, and was not missed.
+    house.clock.set_wall("2024-01-15T10:02:10Z".parse().unwrap());
+    house.look().await;
+    assert_eq!(house.until_heard(2).await[1], "17 ok ");
+    assert_eq!(house.command(Action::Run, "17").await.said, "started");
+    house.until_started(2).await;
+    // By order, behind the present run, and it ends too late for it.
+    assert_eq!(
+        house.command(Action::Run, "17").await.said,
+        "queued behind the present run"
+    );
+    house.pass(Duration::from_secs(21)).await;
+    house.until_heard(3).await;
+    house.end(1, ok()).await;
+    house.look().await;
+    let ended_too_soon = "skipped(the signature of the job has ended)".to_owned();
+    while !house.states().await.contains(&ended_too_soon) {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert_eq!(house.started(), 2);
+    // Signed anew it goes on.
+    let put = house.put_signed(key, value, 2, signed("2024-01-16T00:00:00Z")).await;
+    assert_eq!(put, (JobState::Ok, String::new()));
+    house.minute().await;
+    house.until_started(3).await;
+}
+/// What was refused is taken on when it is judged anew, though nothing else of it has changed; and the other way round.
+#[actix_rt::test]
+async fn another_verdict_makes_another_job() {
+    let house = House::new().await;
+    let key = JobKey::host("10.0.0.1", "17");
+    let value = r#"{"cmd": "date", "express": "* * * * *"}"#;
+    let refused = Signed::Refused(Box::new(crate::model::Invalid {
+        field: "signature".into(),
+        found: "none".into(),
+        accepted: "one".into(),
+    }));
+    let good = Signed::Until {
+        serial: 1,
+        not_after: "2024-01-16T00:00:00Z".parse().unwrap(),
+    };
+    let why = "`signature`: found none, accepted: one".to_owned();
+    let put = async |signed: &Signed| house.put_signed(key.clone(), value, 1, signed.clone()).await;
+    assert_eq!(put(&refused).await, (JobState::Invalid, why.clone()));
+    house.minute().await;
+    assert_eq!(put(&good).await, (JobState::Ok, String::new()));
+    house.minute().await;
+    house.until_started(1).await;
+    assert_eq!(put(&refused).await, (JobState::Invalid, why));
+    house.minute().await;
+    assert_eq!(house.started(), 1);
 }
 /// BEHAVIOUR 97, the runner's part.
 #[actix_rt::test]
