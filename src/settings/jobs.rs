@@ -134,6 +134,7 @@ pub fn jobs(top: &mut Section<'_>) -> Jobs {
 }
 /// A key or a list of keys, and the fleet that they sign for.
 fn signed_by(table: &mut Section<'_>) -> (Vec<String>, Option<String>) {
+    let named = table.has("fleet");
     let fleet = table.read("fleet", |node| match text(node)? {
         fleet if fleet.trim().is_empty() => Err("found nothing, accepted: a name".to_owned()),
         fleet => Ok(fleet),
@@ -146,7 +147,7 @@ fn signed_by(table: &mut Section<'_>) -> (Vec<String>, Option<String>) {
         };
         Verifier::new(&keys, "any").map(|_| keys)
     });
-    if asked && fleet.is_none() && !table.has("fleet") {
+    if asked && !named {
         let (at, key) = (table.at.clone(), table.key("fleet"));
         let message = "missing, required beside verify_key: a name, so that signatures of other fleets do not count";
         table.findings.add(&at, key, message);

@@ -3,7 +3,7 @@
 use std::process::Stdio;
 
 use luffly_agent::{
-    signature::{Kind, Serials, Verifier},
+    signature::{Kind, Serials, Verifier, key_file},
     store::keys::{self, Node, Runs},
 };
 use serde_json::Value;
@@ -129,7 +129,7 @@ fn jobs_of_another_host() {
 
     // Signed for the place where it is put, by settings of here; its status is under the signature.
     let key = fleet.desk.path("key");
-    let public = fleet.desk.run(&["jobs", "keygen", key.to_str().unwrap()]).out;
+    let public = key_file::create(&key).unwrap();
     let sign = ["--sign", key.to_str().unwrap()];
     fleet.refused(
         &[&["jobs", "put", &job], &sign[..], &node].concat(),
