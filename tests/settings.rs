@@ -481,13 +481,13 @@ input = { plugin = 'null' }
             "agent.toml:34: pipeline[0].outputs[3].plugin: missing, required",
             "agent.toml:35: pipeline[0].outputs[4]: found 5, accepted: a table as in { plugin = \"name\" }, or a plugin's name",
             "agent.toml:37: pipeline[1].name: missing, required",
-            "agent.toml:38: pipeline[1].input: unknown input plugin `nill`, accepted: cron, file, stdin",
+            "agent.toml:38: pipeline[1].input: unknown input plugin `nill`, accepted: cron, file, jobs, stdin",
             "agent.toml:39: pipeline[1].filters: found \"valid\", accepted: a list as in [{ plugin = \"name\" }]",
             "agent.toml:40: pipeline[1].outputs[0]: unknown output plugin `stdut`, accepted: logr, null, stdout, tcp; did you mean `stdout`?",
             "agent.toml:40: pipeline[1].outputs[1]: unknown output plugin `null:v9`, accepted: null:v1",
             "agent.toml:40: pipeline[1].outputs[2]: found `NULL`, accepted is a plugin as `name` or `name:tag`, for example `file:v1`",
             "agent.toml:41: pipeline[2].outputs: missing, required: at least one, as in [{ plugin = \"stdout\" }]",
-            "agent.toml:43: pipeline[2].input: unknown input plugin `null`, accepted: cron, file, stdin",
+            "agent.toml:43: pipeline[2].input: unknown input plugin `null`, accepted: cron, file, jobs, stdin",
         ],
     );
 }
@@ -684,7 +684,7 @@ fn half_a_pipeline() {
     );
     case().typed(&["-input=fiel", "-output=null"]).says(
         64,
-        &["-input: input.fiel: unknown input plugin `fiel`, accepted: cron, file, stdin; did you mean `file`?"],
+        &["-input: input.fiel: unknown input plugin `fiel`, accepted: cron, file, jobs, stdin; did you mean `file`?"],
     );
 }
 

@@ -22,6 +22,8 @@ pub struct Fleet {
     pub store: SharedStore,
     /// What a job may ask for, by the settings of here.
     pub limits: Limits,
+    /// Which fleet's agents take what is signed.
+    pub signed_for: Option<String>,
     runtime: tokio::runtime::Runtime,
 }
 impl Fleet {
@@ -42,6 +44,7 @@ impl Fleet {
         Ok(Some(Self {
             store: Arc::new(store),
             limits: jobs.limits(),
+            signed_for: jobs.fleet,
             runtime,
         }))
     }

@@ -69,7 +69,7 @@ impl Settings {
                     json!({ "executor": allowed.executor(), "argv": allowed.argv() })
                 }).collect::<Vec<_>>()),
                 "allow_env": jobs.guards.env,
-                "verify_key": jobs.verify_key,
+                "verify_key": (!jobs.verify_key.is_empty()).then_some(&jobs.verify_key), // an empty list would be none to verify with
                 "fleet": jobs.fleet,
                 "executor": jobs.executors.iter().map(|(name, _, command)| {
                     (name.clone(), json!({ "command": command }))

@@ -2,7 +2,10 @@
 //! binary in a place of its own, where no agent runs.
 use std::process::Stdio;
 
-use luffly_agent::store::keys::{self, Node, Runs};
+use luffly_agent::{
+    signature::{Kind, Serials, Verifier, key_file},
+    store::keys::{self, Node, Runs},
+};
 use serde_json::Value;
 
 use crate::kit::agent::{Output, Place, Running, until};
@@ -123,6 +126,35 @@ fn jobs_of_another_host() {
     );
     assert_eq!(jobs(&["rm", "17"]), "job 17 removed\n");
     assert_eq!(jobs(&["list"]), "no jobs\n");
+
+    // Signed for the place where it is put, by settings of here; its status is under the signature.
+    let key = fleet.desk.path("key");
+    let public = key_file::create(&key).unwrap();
+    let sign = ["--sign", key.to_str().unwrap()];
+    fleet.refused(
+        &[&["jobs", "put", &job], &sign[..], &node].concat(),
+        64,
+        "accepted: --fleet NAME",
+    );
+    jobs(&["put", &job, sign[0], sign[1], "--fleet", "shop"]);
+    let signed = fleet.etcd.get("/cron/jobs/10.0.0.1/17").unwrap();
+    let verifier = Verifier::new(&[public.trim()], "shop").unwrap();
+    let now = luffly_agent::clock::system().wall();
+    let fits = |path: &str| {
+        Serials::default()
+            .admit(&verifier, Kind::Job, path, signed.as_bytes(), now)
+            .is_ok()
+    };
+    assert_eq!(
+        (fits("/cron/jobs/10.0.0.1/17"), fits("/cron/jobs/10.0.0.2/17")),
+        (true, false)
+    );
+    fleet.refused(
+        &["jobs", "pause", "17", node[0], node[1]],
+        1,
+        "is signed, its status too",
+    );
+    jobs(&["rm", "17"]);
     fleet.refused(&["jobs", "rm", "17", node[0], node[1]], 1, "there is no job");
 
     assert_eq!(agent.stop(), Some(0));

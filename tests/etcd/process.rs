@@ -123,7 +123,7 @@ fn restarts_of_etcd_leave_nothing_behind() {
     for round in 1..=restarts.max(6) {
         etcd.restart();
         let before = lines(&out);
-        etcd.until("it is followed again", |etcd| counts(etcd) == (1, 3.0, 1));
+        etcd.until("it is followed again", |etcd| counts(etcd) == (1, 2.0, 1));
         until("the job goes on", || lines(&out) > before);
         match after_fifth {
             None if round >= 5 => after_fifth = Some((goroutines(&etcd), resident())),

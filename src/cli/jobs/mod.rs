@@ -332,17 +332,22 @@ fn get(task_id: &str, of: &Of) -> Done {
     print(&page);
     Ok(0)
 }
-/// Where the job stands in the store, and the fleet that signatures are for: as the agent says.
+/// Where the job stands in the store, and the fleet that signatures are for: as the agent says, or the settings where none is asked.
 fn key_of(task_id: &str, of: &Of) -> Result<String, Failed> {
-    Ok(match &of.group {
-        Some(group) => JobKey::group(group.as_str(), task_id).path(),
-        None => {
+    Ok(match (&of.group, of.node) {
+        (Some(group), _) => JobKey::group(group.as_str(), task_id).path(),
+        (None, Some(ip)) => JobKey::host(ip.to_string(), task_id).path(),
+        (None, None) => {
             let agent = client::get(&data_dir(&of.ask.place)?, "/api/v1/agent")?;
             JobKey::host(text(&agent, "ip"), task_id).path()
         }
     })
 }
 fn fleet_of(of: &Of) -> Result<String, Failed> {
+    if let Some(away) = away(of)? {
+        let none = "the settings have no [jobs] fleet, accepted: --fleet NAME";
+        return away.signed_for().ok_or_else(|| Failed::usage(none));
+    }
     let config = client::get(&data_dir(&of.ask.place)?, "/api/v1/config")?;
     let fleet = config["jobs"]["fleet"].as_str().map(str::to_owned);
     fleet.ok_or_else(|| Failed::usage("this agent has no [jobs] fleet, accepted: --fleet NAME"))

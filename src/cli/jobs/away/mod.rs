@@ -3,6 +3,7 @@
 mod orders;
 mod values;
 
+use bytes::Bytes;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
@@ -74,6 +75,10 @@ pub fn away(of: &Of) -> Result<Option<Away>, Failed> {
 }
 
 impl Away {
+    /// `[jobs] fleet` of the settings.
+    pub fn signed_for(&self) -> Option<String> {
+        self.fleet.signed_for.clone()
+    }
     fn key(&self, task_id: &str) -> JobKey {
         match (&self.group, &self.node) {
             (Some(group), _) => JobKey::group(group.as_str(), task_id),
@@ -180,7 +185,7 @@ impl Away {
     pub fn put(&self, task_id: &str, value: &str, check: bool) -> Result<Value, Failed> {
         self.one_place("put")?;
         let key = self.key(task_id);
-        let bytes = values::to_be_written(&key, value)?;
+        let bytes = Bytes::copy_from_slice(value.as_bytes());
         let next = values::next(&key, &bytes, &self.fleet.limits, clock::system().wall(), true).map_err(Failed::new)?;
         let mut answer = json!({ "key": null, "mod_revision": null, "existed": false, "state": null, "error": null,
             "next": times(&next) });

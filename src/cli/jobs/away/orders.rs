@@ -51,7 +51,7 @@ impl Answered {
     }
 }
 
-/// The bytes of a command. Whatever is to be added to it (a signature) is added here.
+/// The bytes of a command. They are not signed: `agent jobs sign` and etcdctl do that, where agents take signed ones only.
 fn to_be_sent(order: &Order<'_>, expires: Timestamp) -> Bytes {
     let mut value = json!({ "action": order.action, "task_id": order.task_id, "expires": keys::instant(expires) });
     for (name, text) in [("group", order.group), ("run_id", order.run_id)] {

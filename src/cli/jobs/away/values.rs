@@ -157,10 +157,6 @@ pub async fn list(
     Ok(jobs)
 }
 
-/// The bytes that will stand in etcd. Whatever is to be added to a value (a signature) is added here.
-pub fn to_be_written(_key: &JobKey, value: &str) -> Result<Bytes, Failed> {
-    Ok(Bytes::copy_from_slice(value.as_bytes()))
-}
 /// Checked as an agent with these settings would; the next instants, by the zone of here where the job names none. `fresh`: the beat of
 /// `@every` begins now; else only its agent knows it.
 pub fn next(
@@ -238,7 +234,7 @@ pub async fn set_paused(store: &SharedStore, key: &JobKey, paused: bool) -> Resu
             )));
         }
         fields.insert("status".to_owned(), word.into());
-        let value = to_be_written(key, &Value::Object(fields).to_string())?;
+        let value = Bytes::from(Value::Object(fields).to_string());
         let change = Transaction::when(
             vec![Compare::unchanged(&entry)],
             vec![Op::put(&*path, value.clone(), entry.lease)],
