@@ -309,6 +309,10 @@ struct Files {
     soonest_scan: Duration,
     /// More hints wait to be heard.
     heard_more: bool,
+    /// Time that looks without a hint have taken in this call.
+    looked: Duration,
+    /// Open files whose turn to be looked at without a hint has not come yet.
+    to_poll: Vec<Key>,
     /// Names that led to other files a short time ago, and since when (steady).
     left: HashMap<PathBuf, (Key, Duration)>,
     /// Packed forms of files that are still read themselves, by those.
@@ -327,6 +331,8 @@ impl Files {
             },
             soonest_scan: Duration::ZERO,
             heard_more: false,
+            looked: Duration::ZERO,
+            to_poll: Vec::new(),
             left: HashMap::new(),
             packed_forms: HashMap::new(),
             passed_over: HashMap::new(),
@@ -370,7 +376,9 @@ impl Files {
     fn tend(&mut self, now: Duration) {
         self.hear(now);
         if now >= self.next_poll {
+            let work = os::thread_cpu_time();
             self.poll(now);
+            self.looked += os::thread_cpu_time().saturating_sub(work);
             let every = self.options.poll_every;
             self.next_poll = now
                 + if self.is_told() && self.waiting.is_empty() {
@@ -486,8 +494,10 @@ impl Input for Files {
     fn read(&mut self, want: Want, into: &mut Vec<Chunk>) -> Result<Next, InputError> {
         let work = os::thread_cpu_time();
         let next = self.read_on(want, into);
+        let looked = std::mem::take(&mut self.looked);
         if let Some(watcher) = self.watcher() {
-            watcher.worked(os::thread_cpu_time().saturating_sub(work));
+            let worked = os::thread_cpu_time().saturating_sub(work);
+            watcher.worked(worked.saturating_sub(looked), matches!(next, Ok(Next::Idle(_))));
         }
         next
     }

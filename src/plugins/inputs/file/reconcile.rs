@@ -96,6 +96,7 @@ impl Files {
         }
         self.scanned = true;
         let worked = os::thread_cpu_time().saturating_sub(began);
+        self.looked += worked;
         let every = self.options.poll_every;
         // What is held back is looked at again in the rhythm of polling: it is waited for, not heard of.
         let pause = if self.is_told() && self.held.is_empty() {

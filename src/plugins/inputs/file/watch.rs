@@ -23,21 +23,24 @@ use super::{
 use crate::model::SourceId;
 use crate::os::{self, Hint, Watch, Watches};
 
-/// Without a hint open files are looked at so often: a mapped file is written to without one.
+/// Without a hint so many open files are looked at …
+pub const POLLED_AT_ONCE: usize = 128;
+/// … so often, in turn: a mapped file is written to without one.
 pub const POLL_EVERY: Duration = Duration::from_secs(1);
 /// A hint about names has all directories looked at, for a tenth of the time at most.
 pub const HINTED_SHARE: u32 = 10;
 /// Without a hint that takes a 400th of the time at most, and happens between these two.
 pub const QUIET_SHARE: u32 = 400;
 pub const QUIET: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(60));
-/// Reading because of hints takes about a tenth of the time at most (what follows in the pipeline costs as much again, and more), and
-/// waits no longer than this: so a source that writes all the time does not cost a wake-up a line.
-const REST_SHARE: u32 = 10;
-const LONGEST_REST: Duration = Duration::from_millis(10);
+/// Reading because of hints takes a 20th of the time at most (the way of a batch through the pipeline costs a multiple of that), and
+/// waits no longer than this: so a source that writes all the time does not cost a wake-up a line, and one that writes now and then is
+/// read at once.
+const REST_SHARE: u32 = 20;
+const LONGEST_REST: Duration = Duration::from_millis(20);
 /// A file that has the same size and content but was written to is compared again after so long: whoever writes it may just be at it.
 const REWRITE_TAKES: Duration = Duration::from_millis(50);
 /// So many queues full are heard before the files have their turn.
-const MOST_AT_ONCE: usize = 16;
+const MOST_AT_ONCE: usize = 64;
 
 /// How this input learns of news.
 pub enum Watching {
@@ -67,8 +70,9 @@ pub struct Watcher {
     told: Option<String>,
     /// Written to without a change that could be seen.
     suspects: HashMap<Key, Suspect>,
-    /// Time that the last call worked.
+    /// Time that the calls since the last rest worked on what was heard.
     worked: Duration,
+    rested: bool,
 }
 struct Suspect {
     stamp: Stamp,
@@ -104,8 +108,11 @@ impl Watcher {
     pub fn rest(&self) -> Duration {
         (self.worked * REST_SHARE).min(LONGEST_REST)
     }
-    pub fn worked(&mut self, time: Duration) {
-        self.worked = time;
+    pub fn worked(&mut self, time: Duration, rests_now: bool) {
+        if std::mem::replace(&mut self.rested, rests_now) {
+            self.worked = Duration::ZERO;
+        }
+        self.worked += time;
     }
     /// Why it polls.
     pub fn why_polling(&self) -> Option<&str> {
