@@ -31,12 +31,12 @@ pub const POLL_EVERY: Duration = Duration::from_secs(1);
 pub const HINTED_SHARE: u32 = 10;
 /// Without a hint that takes a 400th of the time at most, and happens between these two.
 pub const QUIET_SHARE: u32 = 400;
-pub const QUIET: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(60));
-/// Reading because of hints takes a 20th of the time at most (the way of a batch through the pipeline costs a multiple of that), and
+pub const QUIET: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(300));
+/// Reading because of hints takes a 30th of the time at most (the way of a batch through the pipeline costs a multiple of that), and
 /// waits no longer than this: so a source that writes all the time does not cost a wake-up a line, and one that writes now and then is
 /// read at once.
-const REST_SHARE: u32 = 20;
-const LONGEST_REST: Duration = Duration::from_millis(20);
+const REST_SHARE: u32 = 30;
+const LONGEST_REST: Duration = Duration::from_millis(25);
 /// A file that has the same size and content but was written to is compared again after so long: whoever writes it may just be at it.
 const REWRITE_TAKES: Duration = Duration::from_millis(50);
 /// So many queues full are heard before the files have their turn.
