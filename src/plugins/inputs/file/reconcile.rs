@@ -17,6 +17,7 @@ use super::{
     keep::open_regular,
     recall::Listings,
     records::last_line_end,
+    source::is_gzip,
     tail::{Gone, Tail},
     watch,
 };
@@ -201,9 +202,15 @@ impl Files {
     ) -> Left {
         let (mut left, mut gone, mut moved, mut changed, mut linked) =
             (Left::default(), vec![], vec![], vec![], vec![]);
-        let names = &mut self.left;
+        let (names, unpacks, mut given_again) = (&mut self.left, self.options.read_compressed, vec![]);
         for (key, tail) in &mut self.tails {
-            let Some(group) = index.get(&tail.inode).map(|i| &groups[*i]) else {
+            let found = index.get(&tail.inode).map(|i| &groups[*i]);
+            // A number that was given again: nothing turns into a packed file, or back, by being renamed.
+            let other = found.is_some_and(|group| unpacks && is_gzip(&group.paths[0]) != is_gzip(&tail.path));
+            if other {
+                given_again.push(tail.inode);
+            }
+            let Some(group) = found.filter(|_| !other) else {
                 if tail.gone.is_none() && !scan.is_blind_at(&tail.path) {
                     names.insert(tail.path.clone(), (*key, now));
                     gone.push(*key);
@@ -231,6 +238,9 @@ impl Files {
                 tail.active = now;
                 changed.push(*key);
             }
+        }
+        for inode in given_again {
+            self.by_inode.remove(&inode);
         }
         changed.into_iter().for_each(|key| self.queue(key));
         // All old rows go first: names are passed on from file to file.
