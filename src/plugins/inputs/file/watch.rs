@@ -24,19 +24,21 @@ use crate::model::SourceId;
 use crate::os::{self, Hint, Watch, Watches};
 
 /// Without a hint so many open files are looked at …
-pub const POLLED_AT_ONCE: usize = 128;
-/// … so often, in turn: a mapped file is written to without one.
+pub const POLLED_AT_ONCE: usize = 64;
+/// … so often, in turn, to close idle ones: what no hint tells is found by the look at all of them.
+pub const POLL_QUIET: Duration = Duration::from_secs(5);
+/// The same while something has a time of its own: a file that leaves, trouble, an open record.
 pub const POLL_EVERY: Duration = Duration::from_secs(1);
 /// A hint about names has all directories looked at, for a tenth of the time at most.
 pub const HINTED_SHARE: u32 = 10;
 /// Without a hint that takes a 400th of the time at most, and happens between these two.
 pub const QUIET_SHARE: u32 = 400;
 pub const QUIET: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(300));
-/// Reading because of hints takes a 30th of the time at most (the way of a batch through the pipeline costs a multiple of that), and
+/// Reading because of hints takes a 40th of the time at most (the way of a batch through the pipeline costs a multiple of that), and
 /// waits no longer than this: so a source that writes all the time does not cost a wake-up a line, and one that writes now and then is
 /// read at once.
-const REST_SHARE: u32 = 30;
-const LONGEST_REST: Duration = Duration::from_millis(25);
+const REST_SHARE: u32 = 40;
+const LONGEST_REST: Duration = Duration::from_millis(30);
 /// A file that has the same size and content but was written to is compared again after so long: whoever writes it may just be at it.
 const REWRITE_TAKES: Duration = Duration::from_millis(50);
 /// So many queues full are heard before the files have their turn.
@@ -331,7 +333,7 @@ impl Files {
                 self.context.log,
                 "more happened than the kernel keeps, looking at everything"
             );
-            self.next_poll = Duration::ZERO;
+            self.polled = None;
         }
         let Some(watcher) = self.watcher() else { return };
         let mut look = heard.overflow || heard.look;
