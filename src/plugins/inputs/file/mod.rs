@@ -502,11 +502,19 @@ impl Files {
 impl Input for Files {
     fn read(&mut self, want: Want, into: &mut Vec<Chunk>) -> Result<Next, InputError> {
         let work = os::thread_cpu_time();
+        let now = self.context.clock.steady();
+        if let Some(watcher) = self.watcher() {
+            watcher.begins(now);
+        }
         let next = self.read_on(want, into);
         let looked = std::mem::take(&mut self.looked);
+        let now = self.context.clock.steady();
         if let Some(watcher) = self.watcher() {
             let worked = os::thread_cpu_time().saturating_sub(work);
-            watcher.worked(worked.saturating_sub(looked), matches!(next, Ok(Next::Idle(_))));
+            watcher.worked(
+                worked.saturating_sub(looked),
+                matches!(next, Ok(Next::Idle(_))).then_some(now),
+            );
         }
         next
     }

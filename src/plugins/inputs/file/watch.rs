@@ -34,11 +34,16 @@ pub const HINTED_SHARE: u32 = 10;
 /// Without a hint that takes a 400th of the time at most, and happens between these two.
 pub const QUIET_SHARE: u32 = 400;
 pub const QUIET: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(300));
-/// Reading because of hints takes a 40th of the time at most (the way of a batch through the pipeline costs a multiple of that), and
-/// waits no longer than this: so a source that writes all the time does not cost a wake-up a line, and one that writes now and then is
-/// read at once.
+/// Reading because of hints takes a 40th of the time at most (the way of a batch through the pipeline costs a multiple of that), but rests
+/// no longer than the first of these; than the second where there were news at the end of the last rests, too. So a source that writes
+/// all the time does not cost a wake-up a line, and one that writes now and then is read at once.
 const REST_SHARE: u32 = 40;
-const LONGEST_REST: Duration = Duration::from_millis(30);
+const REST: Duration = Duration::from_millis(4);
+const LONG_REST: Duration = Duration::from_millis(50);
+/// So many rests that ended with news at once.
+const BUSY: u32 = 3;
+/// At once: within so long.
+const AT_ONCE: Duration = Duration::from_millis(2);
 /// A file that has the same size and content but was written to is compared again after so long: whoever writes it may just be at it.
 const REWRITE_TAKES: Duration = Duration::from_millis(50);
 /// So many queues full are heard before the files have their turn.
@@ -75,6 +80,10 @@ pub struct Watcher {
     /// Time that the calls since the last rest worked on what was heard.
     worked: Duration,
     rested: bool,
+    /// Steady time at which the last rest is over.
+    rest_ends: Duration,
+    /// Rests in a row that ended with news at once.
+    busy: u32,
 }
 struct Suspect {
     stamp: Stamp,
@@ -108,13 +117,26 @@ impl Watcher {
     }
     /// How long to rest before hints are heard again.
     pub fn rest(&self) -> Duration {
-        (self.worked * REST_SHARE).min(LONGEST_REST)
+        let most = if self.busy >= BUSY { LONG_REST } else { REST };
+        (self.worked * REST_SHARE).min(most)
     }
-    pub fn worked(&mut self, time: Duration, rests_now: bool) {
-        if std::mem::replace(&mut self.rested, rests_now) {
+    /// A call begins.
+    pub fn begins(&mut self, now: Duration) {
+        if std::mem::take(&mut self.rested) {
+            self.busy = if now < self.rest_ends + AT_ONCE {
+                self.busy + 1
+            } else {
+                0
+            };
             self.worked = Duration::ZERO;
         }
+    }
+    /// It has worked for so long on what was heard, and rests now or goes on.
+    pub fn worked(&mut self, time: Duration, rests_now: Option<Duration>) {
         self.worked += time;
+        if let Some(now) = rests_now {
+            (self.rested, self.rest_ends) = (true, now + self.rest());
+        }
     }
     /// Why it polls.
     pub fn why_polling(&self) -> Option<&str> {
