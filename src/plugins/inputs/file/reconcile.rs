@@ -15,9 +15,9 @@ use super::{
     discovery::{Found, Scan, shown},
     identity::{ENOUGH_WITHOUT_INODE, Head, Inode, Stamp, fits},
     keep::open_regular,
+    packed::is_other_kind,
     recall::Listings,
     records::last_line_end,
-    source::is_gzip,
     tail::{Gone, Tail},
     watch,
 };
@@ -205,8 +205,7 @@ impl Files {
         let (names, unpacks, mut given_again) = (&mut self.left, self.options.read_compressed, vec![]);
         for (key, tail) in &mut self.tails {
             let found = index.get(&tail.inode).map(|i| &groups[*i]);
-            // A number that was given again: nothing turns into a packed file, or back, by being renamed.
-            let other = found.is_some_and(|group| unpacks && is_gzip(&group.paths[0]) != is_gzip(&tail.path));
+            let other = unpacks && found.is_some_and(|group| is_other_kind(&tail.path, group));
             if other {
                 given_again.push(tail.inode);
             }
