@@ -10,7 +10,7 @@ N ?= 2000
 STAND ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build release check test test-etcd demo bench bench-files bench-parts bench-jobs rotation-matrix fleet soak plugins-page doc clean
+.PHONY: help setup build release check test test-overlay test-etcd demo bench bench-files bench-parts bench-jobs rotation-matrix fleet soak plugins-page doc clean
 
 help: ## This menu
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,10 @@ test: ## All tests, then those that make things fall (one at a time: a failpoint
 	@scripts/setup.sh etcd
 	$(SEED) $(CARGO) test --locked
 	$(SEED) $(CARGO) test --locked --features failpoints $(FALLS) -- --test-threads=1
+
+test-overlay: ## The tests about files on overlayfs and on a tmpfs: TESTS='file_model file_model_v2'
+	@scripts/setup.sh build
+	$(SEED) TESTS='$(TESTS)' scripts/test-overlay.sh
 
 test-etcd: ## The tests about etcd on another one: ETCD=/path/to/etcd; without, on 3.7, built with Go into target/servers
 	@scripts/setup.sh build

@@ -149,13 +149,9 @@ impl Model {
                 self.next();
                 self.rig.run(SECOND);
             }
-            // Looked at before and behind: a packed file that has got the inode of another one that is gone since the last look is read
-            // again (docs/operating.md).
-            Pack if self.rig.settling => {
+            Pack => {
                 if let Some(name) = self.plain.pop() {
-                    self.rig.run(SECOND);
                     self.rig.pack(&name);
-                    self.rig.run(SECOND);
                 }
             }
             Away if self.away.is_none() && self.rig.settling => {

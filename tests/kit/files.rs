@@ -344,6 +344,10 @@ impl Rig {
                 Next::Idle(wait) => {
                     assert!(!wait.is_zero(), "it would spin");
                     if left.is_zero() {
+                        // As the Collector does after every read, though nothing was settled: what files are known by.
+                        if let Some(journal) = &self.journal {
+                            let _ = journal.lock().unwrap().write(); // not everybody may
+                        }
                         return;
                     }
                     let wait = wait.max(Duration::from_millis(1)).min(left);

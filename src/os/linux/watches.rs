@@ -25,8 +25,8 @@ const OF_DIRECTORY: u32 = libc::IN_MODIFY
     | libc::IN_EXCL_UNLINK
     | libc::IN_ONLYDIR;
 const OF_FILE: u32 = libc::IN_MODIFY | libc::IN_ATTRIB | libc::IN_MOVE_SELF;
-/// Bytes: some thousand events at once.
-const BUFFER: usize = 64 * 1024;
+/// Bytes: some hundred events at once.
+const BUFFER: usize = 16 * 1024;
 /// `struct inotify_event` without its name.
 const HEAD: usize = 16;
 
@@ -64,7 +64,7 @@ impl Watches {
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
         Ok(Self {
             fd: Arc::new(fd),
-            buffer: Vec::new(),
+            buffer: vec![0; BUFFER],
         })
     }
     /// Readable while there are hints.
@@ -91,7 +91,6 @@ impl Watches {
     }
     /// Tells what lies in the queue. True: there may be more.
     pub fn hear(&mut self, mut each: impl FnMut(Hint<'_>)) -> io::Result<bool> {
-        self.buffer.resize(BUFFER, 0);
         let read = match nix::unistd::read(&*self.fd, &mut self.buffer) {
             Ok(read) => read,
             Err(Errno::EAGAIN | Errno::EINTR) => 0,
@@ -101,9 +100,6 @@ impl Watches {
         while let Some((event, after)) = next(rest) {
             rest = after;
             hint(event).into_iter().for_each(&mut each);
-        }
-        if read == 0 {
-            self.buffer = Vec::new(); // an idle agent is small
         }
         Ok(read > 0)
     }

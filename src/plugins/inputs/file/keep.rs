@@ -18,6 +18,7 @@ use super::{
     records::last_line_end,
     source::{Source, is_gzip},
     tail::{Tail, Trouble},
+    watch,
 };
 use crate::{
     checkpoint::{Identity, Journal},
@@ -188,8 +189,23 @@ impl Files {
             let deleted = tail.gone.is_some_and(|gone| gone.deleted); // goes as a whole, half a line too
             tail.record.waits && !deleted && timeout.is_some_and(|timeout| quiet >= timeout)
         };
-        for key in &self.open {
-            let Some(tail) = self.tails.get_mut(key).filter(|tail| !tail.queued) else {
+        // All of them, or where the kernel tells, a few: their memory is cold.
+        let times_out = self.options.flush_partial.is_some() || timeout.is_some();
+        let few = if self.is_told() && !times_out {
+            watch::POLLED_AT_ONCE
+        } else {
+            usize::MAX
+        };
+        if self.to_poll.is_empty() || few == usize::MAX {
+            self.to_poll = self.open.iter().copied().collect();
+        }
+        let rest = self.to_poll.len().saturating_sub(few);
+        for key in &self.to_poll.split_off(rest) {
+            let Some(tail) = self
+                .tails
+                .get_mut(key)
+                .filter(|tail| tail.file.is_some() && !tail.queued)
+            else {
                 continue;
             };
             let stamp = tail

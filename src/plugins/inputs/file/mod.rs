@@ -299,7 +299,7 @@ struct Files {
     known_names: HashSet<PathBuf>,
     /// Steady times.
     next_scan: Duration,
-    next_poll: Duration,
+    polled: Option<Duration>,
     next_forget: Duration,
     /// The number of the next source where no journal is kept.
     next_id: u64,
@@ -309,6 +309,10 @@ struct Files {
     soonest_scan: Duration,
     /// More hints wait to be heard.
     heard_more: bool,
+    /// Time that looks without a hint have taken in this call.
+    looked: Duration,
+    /// Open files whose turn to be looked at without a hint has not come yet.
+    to_poll: Vec<Key>,
     /// Names that led to other files a short time ago, and since when (steady).
     left: HashMap<PathBuf, (Key, Duration)>,
     /// Packed forms of files that are still read themselves, by those.
@@ -327,6 +331,8 @@ impl Files {
             },
             soonest_scan: Duration::ZERO,
             heard_more: false,
+            looked: Duration::ZERO,
+            to_poll: Vec::new(),
             left: HashMap::new(),
             packed_forms: HashMap::new(),
             passed_over: HashMap::new(),
@@ -353,7 +359,7 @@ impl Files {
             last_run: None,
             known_names: HashSet::new(),
             next_scan: Duration::ZERO,
-            next_poll: Duration::ZERO,
+            polled: None,
             next_forget: Duration::ZERO,
             next_id: 1,
         }
@@ -366,18 +372,29 @@ impl Files {
             self.ready.push_back(key);
         }
     }
+    /// Open files are looked at as often as was asked for; where the kernel tells, so often as something has a time of its own.
+    fn next_poll(&self) -> Duration {
+        let Some(polled) = self.polled else {
+            return Duration::ZERO;
+        };
+        let every = self.options.poll_every;
+        let timed = self.options.flush_partial.or(self.options.framing.record_timeout(None));
+        let is_quiet = timed.is_none() && self.leaving.is_empty() && self.troubled.is_empty();
+        polled
+            + match self.is_told() {
+                true if is_quiet => every.max(watch::POLL_QUIET),
+                true => every.max(watch::POLL_EVERY),
+                false => every,
+            }
+    }
     /// What is due by time.
     fn tend(&mut self, now: Duration) {
         self.hear(now);
-        if now >= self.next_poll {
+        if now >= self.next_poll() {
+            let work = os::thread_cpu_time();
             self.poll(now);
-            let every = self.options.poll_every;
-            self.next_poll = now
-                + if self.is_told() && self.waiting.is_empty() {
-                    every.max(watch::POLL_EVERY)
-                } else {
-                    every
-                };
+            self.looked += os::thread_cpu_time().saturating_sub(work);
+            self.polled = Some(now);
         }
         if now >= self.next_scan {
             self.scan(now);
@@ -485,9 +502,19 @@ impl Files {
 impl Input for Files {
     fn read(&mut self, want: Want, into: &mut Vec<Chunk>) -> Result<Next, InputError> {
         let work = os::thread_cpu_time();
-        let next = self.read_on(want, into);
+        let now = self.context.clock.steady();
         if let Some(watcher) = self.watcher() {
-            watcher.worked(os::thread_cpu_time().saturating_sub(work));
+            watcher.begins(now);
+        }
+        let next = self.read_on(want, into);
+        let looked = std::mem::take(&mut self.looked);
+        let now = self.context.clock.steady();
+        if let Some(watcher) = self.watcher() {
+            let worked = os::thread_cpu_time().saturating_sub(work);
+            watcher.worked(
+                worked.saturating_sub(looked),
+                matches!(next, Ok(Next::Idle(_))).then_some(now),
+            );
         }
         next
     }
@@ -536,7 +563,7 @@ impl Files {
                 let size: usize = into[had..].iter().map(|chunk| chunk.events.size()).sum();
                 room = room.saturating_sub(size);
             }
-            let due = self.next_poll.min(self.next_scan);
+            let due = self.next_poll().min(self.next_scan);
             let due = self
                 .watcher()
                 .and_then(|watcher| watcher.next_suspect())

@@ -33,6 +33,10 @@ impl Files {
     pub(super) fn unpacks(&self, path: &Path) -> bool {
         self.options.read_compressed && is_gzip(path)
     }
+    /// The inode's number was given again: nothing turns into a packed file, or back, by being renamed.
+    pub(super) fn is_given_again(&self, known_as: &Path, group: &Group) -> bool {
+        self.options.read_compressed && is_other_kind(known_as, group)
+    }
     /// A new packed file. True: it is looked after.
     pub(super) fn welcome_packed(&mut self, group: &Group, lost: &[Key]) -> bool {
         let path = &group.paths[0];
@@ -139,6 +143,9 @@ impl Files {
         };
         self.tails.iter().find(|(_, tail)| is_it(tail)).map(|(key, _)| *key)
     }
+}
+pub fn is_other_kind(known_as: &Path, group: &Group) -> bool {
+    is_gzip(&group.paths[0]) != is_gzip(&named(known_as))
 }
 fn is_packed_form(entry: &Entry, path: &Path) -> bool {
     let plain = &entry.identity.path;

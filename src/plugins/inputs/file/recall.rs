@@ -85,7 +85,8 @@ impl Files {
 
         for entry in entries {
             let path = &entry.identity.path;
-            if index.contains_key(&inode_of(&entry)) {
+            let there = index.get(&inode_of(&entry)).map(|i| &groups[*i]);
+            if there.is_some_and(|group| !self.is_given_again(path, group)) {
                 self.context.tally.count("truncations", 1);
                 info!(self.context.log, "file was truncated or written anew meanwhile, reading it from its start";
                     "file" => shown(path), "read" => entry.settled.offset);
@@ -113,19 +114,22 @@ impl Files {
             .chain(self.orphans.iter().map(|orphan| orphan.id));
         let in_use = in_use.collect::<HashSet<_>>();
         let entries = self.journal().map(|journal| journal.entries()).unwrap_or_default();
-        let entries = entries.into_iter().filter(|entry| !in_use.contains(&entry.id));
-        let entries = entries
-            .map(|entry| (inode_of(&entry), entry))
-            .collect::<HashMap<_, _>>();
+        // Of several with the same inode all but one are gone.
+        let mut by_inode = HashMap::<Inode, Vec<Entry>>::new();
+        for entry in entries.into_iter().filter(|entry| !in_use.contains(&entry.id)) {
+            by_inode.entry(inode_of(&entry)).or_default().push(entry);
+        }
         for group in new {
-            if let Some(entry) = entries.get(&group.inode) {
-                self.adopt(entry, group, false);
+            let mut entries = by_inode.remove(&group.inode).unwrap_or_default();
+            entries.sort_by_key(|entry| std::cmp::Reverse(entry.settled.offset));
+            for entry in entries {
+                self.adopt(&entry, group, false); // the first that fits
             }
         }
     }
     /// Goes on with a file that the journal remembers. `anyway`: also if it cannot be opened now (it is compared when it can).
     pub(super) fn adopt(&mut self, entry: &Entry, group: &Group, anyway: bool) -> bool {
-        if self.by_inode.contains_key(&group.inode) {
+        if self.by_inode.contains_key(&group.inode) || self.is_given_again(&entry.identity.path, group) {
             return false;
         }
         let head = head_of(&entry.identity);

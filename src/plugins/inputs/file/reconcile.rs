@@ -15,6 +15,7 @@ use super::{
     discovery::{Found, Scan, shown},
     identity::{ENOUGH_WITHOUT_INODE, Head, Inode, Stamp, fits},
     keep::open_regular,
+    packed::is_other_kind,
     recall::Listings,
     records::last_line_end,
     tail::{Gone, Tail},
@@ -96,6 +97,7 @@ impl Files {
         }
         self.scanned = true;
         let worked = os::thread_cpu_time().saturating_sub(began);
+        self.looked += worked;
         let every = self.options.poll_every;
         // What is held back is looked at again in the rhythm of polling: it is waited for, not heard of.
         let pause = if self.is_told() && self.held.is_empty() {
@@ -200,9 +202,14 @@ impl Files {
     ) -> Left {
         let (mut left, mut gone, mut moved, mut changed, mut linked) =
             (Left::default(), vec![], vec![], vec![], vec![]);
-        let names = &mut self.left;
+        let (names, unpacks, mut given_again) = (&mut self.left, self.options.read_compressed, vec![]);
         for (key, tail) in &mut self.tails {
-            let Some(group) = index.get(&tail.inode).map(|i| &groups[*i]) else {
+            let found = index.get(&tail.inode).map(|i| &groups[*i]);
+            let other = unpacks && found.is_some_and(|group| is_other_kind(&tail.path, group));
+            if other {
+                given_again.push(tail.inode);
+            }
+            let Some(group) = found.filter(|_| !other) else {
                 if tail.gone.is_none() && !scan.is_blind_at(&tail.path) {
                     names.insert(tail.path.clone(), (*key, now));
                     gone.push(*key);
@@ -230,6 +237,9 @@ impl Files {
                 tail.active = now;
                 changed.push(*key);
             }
+        }
+        for inode in given_again {
+            self.by_inode.remove(&inode);
         }
         changed.into_iter().for_each(|key| self.queue(key));
         // All old rows go first: names are passed on from file to file.

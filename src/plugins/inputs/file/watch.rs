@@ -23,21 +23,31 @@ use super::{
 use crate::model::SourceId;
 use crate::os::{self, Hint, Watch, Watches};
 
-/// Without a hint open files are looked at so often: a mapped file is written to without one.
+/// Without a hint so many open files are looked at …
+pub const POLLED_AT_ONCE: usize = 64;
+/// … so often, in turn, to close idle ones: what no hint tells is found by the look at all of them.
+pub const POLL_QUIET: Duration = Duration::from_secs(5);
+/// The same while something has a time of its own: a file that leaves, trouble, an open record.
 pub const POLL_EVERY: Duration = Duration::from_secs(1);
 /// A hint about names has all directories looked at, for a tenth of the time at most.
 pub const HINTED_SHARE: u32 = 10;
 /// Without a hint that takes a 400th of the time at most, and happens between these two.
 pub const QUIET_SHARE: u32 = 400;
-pub const QUIET: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(60));
-/// Reading because of hints takes about a tenth of the time at most (what follows in the pipeline costs as much again, and more), and
-/// waits no longer than this: so a source that writes all the time does not cost a wake-up a line.
-const REST_SHARE: u32 = 10;
-const LONGEST_REST: Duration = Duration::from_millis(10);
+pub const QUIET: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(300));
+/// Reading because of hints takes a 40th of the time at most (the way of a batch through the pipeline costs a multiple of that), but rests
+/// no longer than the first of these; than the second where there were news at the end of the last rests, too. So a source that writes
+/// all the time does not cost a wake-up a line, and one that writes now and then is read at once.
+const REST_SHARE: u32 = 40;
+const REST: Duration = Duration::from_millis(4);
+const LONG_REST: Duration = Duration::from_millis(50);
+/// So many rests that ended with news at once.
+const BUSY: u32 = 3;
+/// At once: within so long.
+const AT_ONCE: Duration = Duration::from_millis(2);
 /// A file that has the same size and content but was written to is compared again after so long: whoever writes it may just be at it.
 const REWRITE_TAKES: Duration = Duration::from_millis(50);
 /// So many queues full are heard before the files have their turn.
-const MOST_AT_ONCE: usize = 16;
+const MOST_AT_ONCE: usize = 64;
 
 /// How this input learns of news.
 pub enum Watching {
@@ -67,8 +77,13 @@ pub struct Watcher {
     told: Option<String>,
     /// Written to without a change that could be seen.
     suspects: HashMap<Key, Suspect>,
-    /// Time that the last call worked.
+    /// Time that the calls since the last rest worked on what was heard.
     worked: Duration,
+    rested: bool,
+    /// Steady time at which the last rest is over.
+    rest_ends: Duration,
+    /// Rests in a row that ended with news at once.
+    busy: u32,
 }
 struct Suspect {
     stamp: Stamp,
@@ -102,10 +117,26 @@ impl Watcher {
     }
     /// How long to rest before hints are heard again.
     pub fn rest(&self) -> Duration {
-        (self.worked * REST_SHARE).min(LONGEST_REST)
+        let most = if self.busy >= BUSY { LONG_REST } else { REST };
+        (self.worked * REST_SHARE).min(most)
     }
-    pub fn worked(&mut self, time: Duration) {
-        self.worked = time;
+    /// A call begins.
+    pub fn begins(&mut self, now: Duration) {
+        if std::mem::take(&mut self.rested) {
+            self.busy = if now < self.rest_ends + AT_ONCE {
+                self.busy + 1
+            } else {
+                0
+            };
+            self.worked = Duration::ZERO;
+        }
+    }
+    /// It has worked for so long on what was heard, and rests now or goes on.
+    pub fn worked(&mut self, time: Duration, rests_now: Option<Duration>) {
+        self.worked += time;
+        if let Some(now) = rests_now {
+            (self.rested, self.rest_ends) = (true, now + self.rest());
+        }
     }
     /// Why it polls.
     pub fn why_polling(&self) -> Option<&str> {
@@ -324,7 +355,7 @@ impl Files {
                 self.context.log,
                 "more happened than the kernel keeps, looking at everything"
             );
-            self.next_poll = Duration::ZERO;
+            self.polled = None;
         }
         let Some(watcher) = self.watcher() else { return };
         let mut look = heard.overflow || heard.look;
