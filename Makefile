@@ -37,6 +37,7 @@ test: ## All tests, then those that make things fall (one at a time: a failpoint
 	@scripts/setup.sh build
 	@scripts/setup.sh etcd
 	$(SEED) $(CARGO) test --locked
+	@test -z "$$CI" || rm -rf target/debug/incremental
 	$(SEED) $(CARGO) test --locked --features failpoints $(FALLS) -- --test-threads=1
 
 test-overlay: ## The tests about files on overlayfs and on a tmpfs: TESTS='file_model file_model_v2'
