@@ -93,11 +93,15 @@ impl Kit {
 impl Life {
     /// What is told next, and how those jobs stand then: `17 ok`, `17 invalid: …`, `-17`.
     async fn step(&mut self, kit: &Kit) -> Vec<String> {
-        let mut seen = self.follow.next().await.unwrap();
-        let jobs = seen.jobs.clone().unwrap();
-        let told = self.apply(jobs, kit);
-        self.follow.taken_in(&mut seen).await.unwrap();
-        told
+        loop {
+            let mut seen = self.follow.next().await.unwrap();
+            let Some(jobs) = seen.jobs.clone() else {
+                continue; // a command came
+            };
+            let told = self.apply(jobs, kit);
+            self.follow.taken_in(&mut seen).await.unwrap();
+            return told;
+        }
     }
     /// After a put at that path.
     async fn put(&mut self, kit: &Kit, path: &str, value: &str) -> Vec<String> {
