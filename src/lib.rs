@@ -13,7 +13,7 @@
 //!
 //! * Everything that lives is a supervised actor (`actors`); actors talk only through the typed messages in `messages`.
 //! * Everything that thinks is a plain function or trait without actix: `plugins`, `checkpoint`, `store`, `schedule`,
-//!   `executors`, `history`, `retry`, `settings`, `model`.
+//!   `executors`, `history`, `signature`, `webhook`, `retry`, `settings`, `model`.
 //! * A receipt travels with every batch, and the Collector keeps the batch until all have settled it: any stage may fall at any moment.
 //! * Every way in is bounded (a `Port`), every wait for the outside has a limit, every restart a backoff.
 //! * Time comes from `clock`, the system from `os`. Only `agent` ends the process, only `settings` reads files and environment for them.

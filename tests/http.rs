@@ -723,7 +723,7 @@ fn drain_ends_it() {
     }
     let began = Instant::now();
     agent.drain();
-    assert!(began.elapsed() < Duration::from_millis(2500), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed()); // not the 60 s of the request
     assert_eq!(
         TcpStream::connect(agent.http).unwrap_err().kind(),
         std::io::ErrorKind::ConnectionRefused
@@ -816,18 +816,20 @@ fn debug_texts() {
     }
 }
 
+/// Not inlined: without line numbers in the binary a profile knows only functions that are called.
+#[inline(never)]
+fn spend_time(done: &std::sync::atomic::AtomicBool) {
+    let mut n = 0u64;
+    while !done.load(std::sync::atomic::Ordering::Relaxed) {
+        n = std::hint::black_box(n.wrapping_mul(31).wrapping_add(7));
+    }
+}
 /// Uses CPU time in a function of its own, on a thread of its own, while something else is done.
 fn while_burning<T>(then: impl FnOnce() -> T) -> T {
     let done = std::sync::atomic::AtomicBool::new(false);
     thread::scope(|scope| {
         let burner = thread::Builder::new().name("burner".into());
-        let burning = burner.spawn_scoped(scope, || {
-            let mut n = 0u64;
-            while !done.load(std::sync::atomic::Ordering::Relaxed) {
-                n = std::hint::black_box(n.wrapping_mul(31).wrapping_add(7));
-            }
-        });
-        burning.unwrap();
+        burner.spawn_scoped(scope, || spend_time(&done)).unwrap();
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(then));
         done.store(true, std::sync::atomic::Ordering::Relaxed);
         result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
@@ -842,7 +844,7 @@ fn cpu_profiles() {
     assert_eq!((graph.status, graph.header("content-type")), (200, "image/svg+xml"));
     let svg = graph.text();
     assert!(
-        svg.contains("<svg") && svg.contains("burner") && svg.contains("while_burning"),
+        svg.contains("<svg") && svg.contains("burner") && svg.contains("spend_time"),
         "{}",
         &svg[..svg.len().min(2000)]
     );
@@ -880,7 +882,7 @@ fn cpu_profiles() {
         "{} samples",
         profile.sample.len()
     );
-    for part in ["burner", "while_burning"] {
+    for part in ["burner", "spend_time"] {
         assert!(profile.string_table.iter().any(|name| name.contains(part)), "{part}");
     }
 }

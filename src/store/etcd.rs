@@ -111,6 +111,15 @@ impl EtcdStore {
     where
         F: Future<Output = Result<T, Error>>,
     {
+        self.call_somewhere(again, call).await.map_err(|error| match error {
+            StoreError::Away(why) => StoreError::Away(format!("etcd at {}: {why}", self.options.endpoints.join(", "))),
+            error => error,
+        })
+    }
+    async fn call_somewhere<T, F>(&self, again: bool, call: impl Fn(Clients) -> F) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
         let mut tries = 1;
         loop {
             let clients = self.clients().await?;
