@@ -77,6 +77,8 @@ rotation-matrix: ## Every rotation × running, stopped, lagging × file:v1, file
 	$(CARGO) test --locked --test rotation_matrix -- --nocapture
 
 soak: ## 1,000 kills -9, then all tests again and again with more cases: KILLS=1000 MINUTES=10 CASES=5000
+	@scripts/setup.sh build
+	@scripts/setup.sh etcd
 	@scripts/soak.sh
 
 plugins-page: ## docs/plugins.md, from what the plugins say of themselves

@@ -316,13 +316,7 @@ fn start(order: &Order, cgroups: bool, tell_pid: OwnedFd) -> Result<Running, Str
     };
     let env = environment(order, user.as_ref(), other.is_some());
     let (pipe, output) = pipe(OFlag::O_CLOEXEC).map_err(|error| format!("could not make a pipe: {error}"))?;
-    let mut cgroup = if cgroups { Cgroup::make(&order.run_id) } else { None };
-    let door = cgroup.as_ref().and_then(|cgroup| cgroup.door().ok());
-    if door.is_none()
-        && let Some(cgroup) = cgroup.take()
-    {
-        cgroup.remove();
-    }
+    let (cgroup, door) = cgroups.then(|| Cgroup::make(&order.run_id)).flatten().unzip();
     let spawned = os::spawn(os::Program {
         program: OsStr::new(&order.program),
         args: &order.args,

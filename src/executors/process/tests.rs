@@ -223,7 +223,7 @@ async fn children_left_behind_end_with_the_leader() {
         );
         assert_eq!(
             ran.started.map(|started| started.tree == Tree::Sweep),
-            Some(!cgroups || Cgroup::make("probe").map(|c| c.remove()).is_none())
+            Some(!cgroups || Cgroup::make("probe").map(|(c, _)| c.remove()).is_none())
         );
         assert_eq!(alive(&run_id), 0);
     }

@@ -12,6 +12,13 @@ const PREFIX: &str = "luffly-run-";
 pub struct Cgroup {
     dir: PathBuf,
 }
+/// The ways into one, for a start.
+pub struct Door {
+    /// For whoever is born in it.
+    pub(super) dir: File,
+    /// `cgroup.procs`: whoever writes `0` to it is in.
+    pub(super) procs: File,
+}
 
 /// Our own cgroup's directory, found by the mount table; none where there is no version 2.
 fn own() -> Option<PathBuf> {
@@ -33,22 +40,24 @@ fn own() -> Option<PathBuf> {
 
 impl Cgroup {
     /// None: it cannot be made here.
-    pub fn make(run_id: &str) -> Option<Self> {
+    pub fn make(run_id: &str) -> Option<(Self, Door)> {
         let dir = outside_of_a_run(own()?).join(format!("{PREFIX}{run_id}"));
         fs::create_dir(&dir).ok()?;
         let made = Self { dir };
         // Somebody else's file system can look like one.
-        match made.dir.join("cgroup.procs").exists() {
-            true => Some(made),
-            false => {
+        match made.door() {
+            Ok(door) => Some((made, door)),
+            Err(_) => {
                 made.remove();
                 None
             }
         }
     }
-    /// Whoever writes `0` to it is in.
-    pub fn door(&self) -> io::Result<File> {
-        OpenOptions::new().write(true).open(self.dir.join("cgroup.procs"))
+    fn door(&self) -> io::Result<Door> {
+        Ok(Door {
+            dir: File::open(&self.dir)?,
+            procs: OpenOptions::new().write(true).open(self.dir.join("cgroup.procs"))?,
+        })
     }
     /// All processes in it and below, zombies not.
     pub fn pids(&self) -> Vec<i32> {
