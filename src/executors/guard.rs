@@ -78,19 +78,22 @@ impl Allowed {
         self.argv.iter().map(|word| word.text.as_str()).collect()
     }
     fn fits(&self, spec: &JobSpec) -> bool {
-        let words = || std::iter::once(&spec.cmd).chain(&spec.args);
-        self.executor == spec.executor
+        self.executor == spec.terms.executor
             && self.argv.len() == 1 + spec.args.len()
             && self
                 .argv
                 .iter()
-                .zip(words())
+                .zip(words(spec))
                 .all(|(allowed, word)| match &allowed.glob {
-                    None => allowed.text == *word,
+                    None => allowed.text == word,
                     // `*` stands for a name, not for a way out of the directory.
                     Some(glob) => glob.is_match(word) && !word.split('/').any(|part| part == ".."),
                 })
     }
+}
+
+fn words(spec: &JobSpec) -> impl Iterator<Item = &str> {
+    std::iter::once(&*spec.cmd).chain(spec.args.iter().map(String::as_str))
 }
 
 impl Guards {
@@ -103,9 +106,9 @@ impl Guards {
             })
         };
         if let Some(users) = &self.users {
-            let user = spec.user.as_ref().unwrap_or(&self.own_user);
+            let user = spec.terms.user.as_ref().unwrap_or(&self.own_user);
             if !users.contains(user) {
-                let shown = if spec.user.is_some() {
+                let shown = if spec.terms.user.is_some() {
                     format!("{user:?}")
                 } else {
                     format!("nothing, so {user:?}")
@@ -119,18 +122,18 @@ impl Guards {
         }
         if let Some(commands) = &self.commands {
             if !commands.iter().any(|allowed| allowed.fits(spec)) {
-                let words = std::iter::once(&spec.cmd)
-                    .chain(&spec.args)
-                    .map(|word| format!("{word:?}"));
-                let shown = words.collect::<Vec<_>>().join(" ");
+                let shown = words(spec)
+                    .map(|word| format!("{word:?}"))
+                    .collect::<Vec<_>>()
+                    .join(" ");
                 let shown = shown.chars().take(200).collect::<String>();
                 return refuse(
                     "cmd",
-                    format!("{} {shown}", spec.executor),
+                    format!("{} {shown}", spec.terms.executor),
                     "a command of [jobs] allow_commands".into(),
                 );
             }
-            if let Some((name, _)) = spec.env.iter().find(|(name, _)| !self.env.contains(name)) {
+            if let Some((name, _)) = spec.terms.env.iter().find(|(name, _)| !self.env.contains(name)) {
                 let accepted = match self.env.is_empty() {
                     true => "no variable, for [jobs] allow_env names none".to_owned(),
                     false => format!("names of [jobs] allow_env ({})", self.env.join(", ")),

@@ -1,4 +1,6 @@
 //! What is remembered of a job over a restart.
+use std::sync::Arc;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -8,8 +10,8 @@ const MOST_RANGES: usize = 64;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct JobMemory {
     /// The schedule, and its zone, that the rest is about. Another one begins anew.
-    pub express: String,
-    pub tz: Option<String>,
+    pub express: Arc<str>,
+    pub tz: Option<Arc<str>>,
     /// When it was accepted: nothing before counts as missed, and `@every` counts from here.
     pub accepted: Timestamp,
     /// Up to here every instant was decided on: run, skipped, or recorded as missed.
@@ -21,19 +23,19 @@ pub struct JobMemory {
     #[serde(default)]
     pub paused: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ordered: Option<Override>,
+    pub ordered: Option<Box<Override>>,
     /// Its last run did not succeed: why.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub failing: Option<String>,
+    pub failing: Option<Box<str>>,
     /// What a `once` job has run as: its create revision and the hash of its value.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub once: Option<String>,
+    pub once: Option<Box<str>>,
 }
 impl JobMemory {
-    pub fn new(express: &str, tz: Option<&str>, now: Timestamp) -> Self {
+    pub fn new(express: Arc<str>, tz: Option<Arc<str>>, now: Timestamp) -> Self {
         Self {
-            express: express.to_owned(),
-            tz: tz.map(str::to_owned),
+            express,
+            tz,
             accepted: now,
             decided: now,
             ran: Ranges::default(),

@@ -129,10 +129,13 @@ impl History {
         writing.set_durability(Durability::Immediate)?;
         let over = {
             let mut tables = Tables::open(&writing)?;
-            let mut touched = vec![];
+            // By ends only: a start waits for this.
+            let mut ended = vec![];
             for (record, output) in &change.runs {
                 tables.put(record, output.as_ref())?;
-                touched.push(record.job.kept_as());
+                if record.state.is_over() {
+                    ended.push(record.job.kept_as());
+                }
             }
             for (job, memory) in &change.jobs {
                 match memory {
@@ -140,9 +143,9 @@ impl History {
                     None => tables.jobs.remove(job.as_str())?,
                 };
             }
-            touched.sort_unstable();
-            touched.dedup();
-            for job in touched {
+            ended.sort_unstable();
+            ended.dedup();
+            for job in ended {
                 tables.keep_newest(&job, self.bounds.runs_per_job)?;
             }
             tables.keep_within(&self.bounds, now)?;

@@ -196,16 +196,16 @@ fn runs_without_an_end_are_lost_once() {
 #[test]
 fn jobs_are_remembered_and_forgotten() {
     let history = history(Bounds::default());
-    let mut memory = JobMemory::new("* * * * *", Some("UTC"), at(10));
+    let mut memory = JobMemory::new("* * * * *".into(), Some("UTC".into()), at(10));
     memory.ran.add(at(60), None);
-    memory.ordered = Some(Override {
+    memory.ordered = Some(Box::new(Override {
         paused: true,
         value_hash: "h".into(),
-    });
+    }));
     memory.once = Some("1/abc".into());
     let jobs = vec![
         ("own/a".to_owned(), Some(memory.clone())),
-        ("own/b".to_owned(), Some(JobMemory::new("", None, at(1)))),
+        ("own/b".to_owned(), Some(JobMemory::new("".into(), None, at(1)))),
     ];
     history.write(&Change { runs: vec![], jobs }, at(1)).unwrap();
     assert_eq!(history.memories().unwrap()["own/a"], memory);

@@ -4,12 +4,11 @@
 //! An instant is decided on once: it is run, or skipped, or counted as missed. Those that ran are remembered one by one (as ranges),
 //! so that a clock that is set back finds them run.
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet, VecDeque},
     sync::Arc,
     time::Duration,
 };
 
-use bytes::Bytes;
 use jiff::Timestamp;
 use xxhash_rust::xxh3::xxh3_128;
 
@@ -19,7 +18,7 @@ use crate::{
     messages::jobs::{JobAnswer, JobEntry, JobsChanged, Signed},
     model::{
         Invalid, JobKey, JobSpec, JobState,
-        job::{Cause, Limits, Scope, When, parse},
+        job::{Cause, Limits, Scope, Terms, When, parse},
     },
     schedule::Schedule,
     signature,
@@ -27,16 +26,21 @@ use crate::{
 
 /// An instant that passed no longer ago is run as if it were due now: a busy machine is no absence.
 const FRESH: Duration = Duration::from_secs(5);
+/// So many different terms are known, to be shared by the next jobs that have them.
+const MOST_TERMS: usize = 16;
 
 pub struct Agenda {
     limits: Limits,
     guards: Guards,
     start_grace: Duration,
-    jobs: Vec<Option<Job>>,
+    /// Boxed: the list grows by doubling.
+    jobs: Vec<Option<Box<Job>>>,
     free: Vec<usize>,
     by_key: HashMap<JobKey, usize>,
     /// Addresses and groups that jobs are known of; few.
     scopes: HashSet<Scope>,
+    /// The last that were new.
+    terms: VecDeque<Arc<Terms>>,
     due: BTreeSet<(Timestamp, usize)>,
     /// When the signatures of jobs end.
     lapses: BTreeSet<(Timestamp, usize)>,
@@ -47,15 +51,16 @@ pub struct Agenda {
     memories: HashMap<String, JobMemory>,
     /// Jobs whose memory changed, for the next write.
     changed: BTreeSet<usize>,
-    forgotten: Vec<String>,
+    /// What is remembered of jobs that are gone, for the next write.
+    forgotten: BTreeSet<String>,
 }
 pub struct Job {
     pub key: JobKey,
-    pub value: Bytes,
+    pub value: Box<[u8]>,
     pub create_revision: i64,
     pub mod_revision: i64,
     pub cronid: u64,
-    pub body: Result<Arc<JobSpec>, Invalid>,
+    pub body: Result<Arc<JobSpec>, Box<Invalid>>,
     pub signed: Signed,
     /// Its signature has: it is invalid now.
     pub ended: bool,
@@ -106,7 +111,7 @@ impl Job {
     /// Why it cannot be run as it stands.
     pub fn invalid(&self) -> Option<Invalid> {
         match (&self.body, &self.signed) {
-            (Err(invalid), _) => Some(invalid.clone()),
+            (Err(invalid), _) => Some((**invalid).clone()),
             (Ok(_), Signed::Until { not_after, .. }) if self.ended => Some(signature::ended(*not_after)),
             _ => None,
         }
@@ -145,7 +150,7 @@ impl Job {
         match &self.memory.failing {
             _ if self.shadowed => (JobState::Shadowed, String::new()),
             _ if self.paused() => (JobState::Paused, String::new()),
-            Some(why) => (JobState::Failing, why.clone()),
+            Some(why) => (JobState::Failing, why.to_string()),
             None => (JobState::Ok, String::new()),
         }
     }
@@ -199,17 +204,18 @@ impl Agenda {
             free: vec![],
             by_key: HashMap::new(),
             scopes: HashSet::new(),
+            terms: VecDeque::new(),
             due: BTreeSet::new(),
             lapses: BTreeSet::new(),
             once: BTreeSet::new(),
             cronids: 0,
             memories,
             changed: BTreeSet::new(),
-            forgotten: vec![],
+            forgotten: BTreeSet::new(),
         }
     }
     pub fn get(&self, job: usize) -> Option<&Job> {
-        self.jobs.get(job)?.as_ref()
+        self.jobs.get(job)?.as_deref()
     }
     pub fn by_key(&self, key: &JobKey) -> Option<(usize, &Job)> {
         let at = *self.by_key.get(key)?;
@@ -219,7 +225,7 @@ impl Agenda {
         self.jobs
             .iter()
             .enumerate()
-            .filter_map(|(at, job)| Some((at, job.as_ref()?)))
+            .filter_map(|(at, job)| Some((at, job.as_deref()?)))
     }
     /// By task id: of that group, or the host's own before the group's.
     pub fn named(&self, group: Option<&str>, task_id: &str) -> Option<(usize, &Job)> {
@@ -324,7 +330,7 @@ impl Agenda {
     }
     fn put(&mut self, entry: JobEntry, now: Timestamp) -> usize {
         let JobEntry {
-            key,
+            mut key,
             value,
             create_revision,
             mod_revision,
@@ -333,14 +339,24 @@ impl Agenda {
         let known = self.by_key.get(&key).copied();
         if let Some(at) = known
             && let Some(job) = self.get(at)
-            && (job.mod_revision, &job.value, &job.signed) == (mod_revision, &value, &signed)
+            && (job.mod_revision, &*job.value, &job.signed) == (mod_revision, &*value, &signed)
         {
             return at;
         }
         let body = match (self.check(&key, &value), &signed) {
-            (Ok(_), Signed::Refused(invalid)) => Err((**invalid).clone()),
-            (body, _) => body.map(Arc::new),
+            (Ok(_), Signed::Refused(invalid)) => Err(invalid.clone()),
+            (Ok(mut spec), _) => {
+                spec.terms = self.shared(spec.terms);
+                Ok(Arc::new(spec))
+            }
+            (Err(invalid), _) => Err(Box::new(invalid)),
         };
+        if let Some(scope) = self.scopes.get(&key.scope) {
+            key.scope = scope.clone();
+        }
+        if !self.forgotten.is_empty() {
+            self.forgotten.remove(&key.kept_as());
+        }
         let former = known.and_then(|at| self.unplan(at));
         let (cronid, memory) = match former {
             Some(job) => (job.cronid, Some(job.memory)),
@@ -354,12 +370,12 @@ impl Agenda {
             _ => cronid,
         };
         let (express, tz) = match &body {
-            Ok(spec) => (spec.express.as_str(), spec.tz.as_deref()),
-            Err(_) => ("", None),
+            Ok(spec) => (spec.express.clone(), spec.tz.clone()),
+            Err(_) => Default::default(),
         };
         let memory = match memory {
             // The same schedule goes on where it was; an invalid value meanwhile changes nothing.
-            Some(memory) if body.is_err() || (memory.express.as_str(), memory.tz.as_deref()) == (express, tz) => memory,
+            Some(memory) if body.is_err() || (&memory.express, &memory.tz) == (&express, &tz) => memory,
             Some(memory) => JobMemory {
                 failing: memory.failing,
                 once: memory.once,
@@ -368,9 +384,9 @@ impl Agenda {
             },
             None => JobMemory::new(express, tz, now),
         };
-        let job = Job {
+        let job = Box::new(Job {
             key: key.clone(),
-            value,
+            value: (*value).into(), // not all of what it came in
             create_revision,
             mod_revision,
             cronid,
@@ -381,7 +397,7 @@ impl Agenda {
             before: None,
             next: None,
             memory,
-        };
+        });
         self.scopes.insert(key.scope.clone());
         let at = match known.or_else(|| self.free.pop()) {
             Some(at) => {
@@ -404,7 +420,16 @@ impl Agenda {
         self.plan(at, now);
         at
     }
-    fn unplan(&mut self, at: usize) -> Option<Job> {
+    /// These terms, or the same that are known.
+    fn shared(&mut self, terms: Arc<Terms>) -> Arc<Terms> {
+        if let Some(known) = self.terms.iter().find(|known| **known == terms) {
+            return known.clone();
+        }
+        self.terms.truncate(MOST_TERMS - 1);
+        self.terms.push_front(terms.clone());
+        terms
+    }
+    fn unplan(&mut self, at: usize) -> Option<Box<Job>> {
         let job = self.jobs[at].take()?;
         if let Some(next) = job.next {
             self.due.remove(&(next, at));
@@ -418,13 +443,13 @@ impl Agenda {
     fn remove(&mut self, key: &JobKey) -> bool {
         let Some(at) = self.by_key.remove(key) else {
             self.memories.remove(&key.kept_as());
-            self.forgotten.push(key.kept_as());
+            self.forgotten.insert(key.kept_as());
             return false;
         };
         self.unplan(at);
         self.changed.remove(&at);
         self.free.push(at);
-        self.forgotten.push(key.kept_as());
+        self.forgotten.insert(key.kept_as());
         true
     }
 
@@ -437,7 +462,7 @@ impl Agenda {
         let active = job.is_active();
         let waits = active
             && job.spec().is_some_and(|spec| spec.when == When::Once)
-            && job.memory.once.as_deref() != Some(&job.once_id());
+            && job.memory.once.as_deref() != Some(&*job.once_id());
         match waits {
             true => self.once.insert(at),
             false => self.once.remove(&at),
@@ -541,7 +566,7 @@ impl Agenda {
             && let Some(planned) = last.filter(|last| !ran.contains(*last))
         {
             let late = now.duration_since(planned).unsigned_abs() <= grace;
-            if late || spec.catch_up {
+            if late || spec.terms.catch_up {
                 due.fire.push(Firing {
                     planned,
                     cause: if late { Cause::Late } else { Cause::CatchUp },
@@ -579,75 +604,79 @@ impl Agenda {
 
     /// Its start is about to be written.
     pub fn note_run(&mut self, at: usize, planned: Timestamp, before: Option<Timestamp>) {
-        if let Some(job) = self.jobs.get_mut(at).and_then(Option::as_mut) {
+        if let Some(job) = self.jobs.get_mut(at).and_then(Option::as_deref_mut) {
             job.memory.ran.add(planned, before);
             self.changed.insert(at);
         }
     }
     pub fn note_once(&mut self, at: usize) {
-        if let Some(job) = self.jobs.get_mut(at).and_then(Option::as_mut) {
-            job.memory.once = Some(job.once_id());
+        if let Some(job) = self.jobs.get_mut(at).and_then(Option::as_deref_mut) {
+            job.memory.once = Some(job.once_id().into());
             self.once.remove(&at);
             self.changed.insert(at);
         }
     }
     /// True if that is news.
     pub fn note_failing(&mut self, at: usize, failing: Option<String>) -> bool {
-        let Some(job) = self.jobs.get_mut(at).and_then(Option::as_mut) else {
+        let Some(job) = self.jobs.get_mut(at).and_then(Option::as_deref_mut) else {
             return false;
         };
         let turned = job.memory.failing.is_some() != failing.is_some();
-        if job.memory.failing != failing {
-            job.memory.failing = failing;
+        if job.memory.failing.as_deref() != failing.as_deref() {
+            job.memory.failing = failing.map(Into::into);
             self.changed.insert(at);
         }
         turned
     }
     /// Pauses or resumes it here. False: so it was.
     pub fn order(&mut self, at: usize, paused: bool, now: Timestamp) -> bool {
-        let Some(job) = self.jobs.get_mut(at).and_then(Option::as_mut) else {
+        let Some(job) = self.jobs.get_mut(at).and_then(Option::as_deref_mut) else {
             return false;
         };
         if job.paused() == paused {
             return false;
         }
-        job.memory.ordered = Some(Override {
+        job.memory.ordered = Some(Box::new(Override {
             paused,
             value_hash: value_hash(&job.value),
-        });
+        }));
         self.changed.insert(at);
         self.plan(at, now);
         true
     }
-    /// What is to be written of it, since last time.
-    pub fn take_changed(&mut self) -> Vec<(String, Option<JobMemory>)> {
-        let mut gone = std::mem::take(&mut self.forgotten);
-        gone.sort_unstable();
-        gone.dedup();
-        let gone = gone.into_iter().map(|job| (job, None));
-        let changed = std::mem::take(&mut self.changed);
-        let now = changed.into_iter().filter_map(|at| {
+    /// What is to be written of jobs: of these in any case, and of so many others that changed since it was written last.
+    pub fn take_changed(&mut self, first: &[usize], most: usize) -> Vec<(String, Option<JobMemory>)> {
+        let mut taken = std::iter::from_fn(|| self.forgotten.pop_first())
+            .take(most)
+            .map(|job| (job, None))
+            .collect::<Vec<_>>();
+        let first = first.iter().copied().filter(|at| self.changed.remove(at));
+        let mut changed = first.collect::<Vec<_>>();
+        changed.extend(std::iter::from_fn(|| self.changed.pop_first()).take(most - taken.len()));
+        taken.extend(changed.into_iter().filter_map(|at| {
             let job = self.jobs[at].as_ref()?;
             Some((job.key.kept_as(), Some(job.memory.clone())))
-        });
-        gone.collect::<Vec<_>>().into_iter().chain(now).collect()
+        }));
+        taken
+    }
+    /// All that changed was taken.
+    pub fn is_taken(&self) -> bool {
+        self.changed.is_empty() && self.forgotten.is_empty()
     }
     /// That could not be written.
     pub fn write_again(&mut self, jobs: &[(String, Option<JobMemory>)]) {
-        let kept = jobs
-            .iter()
-            .map(|(job, memory)| (job.as_str(), memory.is_some()))
-            .collect::<HashMap<_, _>>();
-        self.forgotten.extend(
-            kept.iter()
-                .filter(|(_, there)| !**there)
-                .map(|(job, _)| (*job).to_owned()),
-        );
-        let again = self
+        let mut gone = jobs.iter().map(|(job, _)| job.clone()).collect::<BTreeSet<_>>();
+        let there = self
             .by_key
             .iter()
-            .filter(|(key, _)| kept.contains_key(key.kept_as().as_str()));
-        self.changed.extend(again.map(|(_, at)| *at));
+            .map(|(key, at)| (key.kept_as(), *at))
+            .filter(|(job, _)| gone.contains(job))
+            .collect::<Vec<_>>();
+        for (job, at) in there {
+            gone.remove(&job);
+            self.changed.insert(at);
+        }
+        self.forgotten.append(&mut gone);
     }
     /// Active `once` jobs that have not run as they stand.
     pub fn once_jobs(&self) -> Vec<usize> {

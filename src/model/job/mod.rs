@@ -153,18 +153,28 @@ pub struct Signature {
     pub sig: String,
 }
 
-/// A job as it was asked for, checked.
+/// A job as it was asked for, checked. Without room to spare: there may be 100,000 of them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct JobSpec {
     pub when: When,
     /// `express` as it was written; empty for `once`.
-    pub express: String,
+    pub express: Arc<str>,
     /// The zone by name, if one was given.
-    pub tz: Option<String>,
-    pub cmd: String,
+    pub tz: Option<Arc<str>>,
+    pub cmd: Box<str>,
+    pub args: Box<[String]>,
     pub paused: bool,
+    pub exclusive: bool,
+    pub terms: Arc<Terms>,
+    pub signature: Option<Box<Signature>>,
+    /// `name`, `desc` or `description`, for people.
+    pub title: Box<str>,
+}
+
+/// How a job is run: what many jobs have in common, and then share.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Terms {
     pub executor: String,
-    pub args: Vec<String>,
     pub env: Vec<(String, String)>,
     pub dir: Option<String>,
     pub user: Option<String>,
@@ -177,16 +187,12 @@ pub struct JobSpec {
     pub jitter: Duration,
     /// `catch_up = last`.
     pub catch_up: bool,
-    pub exclusive: bool,
     /// Bytes of output that are kept.
     pub output_limit: u64,
     pub leave_children: bool,
     pub on_agent_stop: OnAgentStop,
     /// The name of a webhook in the settings.
     pub on_failure: Option<String>,
-    pub signature: Option<Box<Signature>>,
-    /// `name`, `desc` or `description`, for people.
-    pub title: String,
 }
 
 /// How a job stands here: what its cronid record says.

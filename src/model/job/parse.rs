@@ -1,11 +1,11 @@
 //! A job's value, read and checked. Unknown fields are refused: `exlusive` must not run on all hosts.
-use std::{fmt, str::FromStr, time::Duration};
+use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 
 use jiff::tz::TimeZone;
 use serde::{Deserialize, Deserializer, de};
 use serde_json::Value;
 
-use super::{Invalid, JobKey, JobSpec, OnAgentStop, Overlap, Signature, When};
+use super::{Invalid, JobKey, JobSpec, OnAgentStop, Overlap, Signature, Terms, When};
 use crate::{
     model::{Size, Span},
     schedule::{self, Schedule},
@@ -195,16 +195,8 @@ fn read(key: &JobKey, mut fields: Fields, limits: &Limits) -> Result<JobSpec, In
     if let (OnAgentStop::Leave, Some(why)) = (on_agent_stop, &limits.leave_refused) {
         return refuse("on_agent_stop", "\"leave\"", format!("\"wait\" or \"kill\": {why}"));
     }
-    let spec = JobSpec {
-        when,
-        express,
-        tz,
-        cmd,
-        paused: fields
-            .word("status", &[("running", false), ("pause", true)])?
-            .unwrap_or(false),
+    let terms = Terms {
         executor,
-        args: fields.texts("args")?,
         env: fields.env()?,
         dir: fields.path("dir")?,
         user: fields.text("user")?,
@@ -222,15 +214,26 @@ fn read(key: &JobKey, mut fields: Fields, limits: &Limits) -> Result<JobSpec, In
             .unwrap_or(Duration::from_secs(2)),
         jitter: fields.span("jitter", limits.jitter, false)?.unwrap_or_default(),
         catch_up,
-        exclusive,
         output_limit: fields
             .size("output_limit", limits.output_limit)?
             .unwrap_or((64 << 10).min(limits.output_limit)),
         leave_children: fields.flag("leave_children")?.unwrap_or(false),
         on_agent_stop,
         on_failure,
+    };
+    let spec = JobSpec {
+        when,
+        express: express.into(),
+        tz: tz.map(Arc::from),
+        cmd: cmd.into(),
+        args: fields.texts("args")?.into(),
+        paused: fields
+            .word("status", &[("running", false), ("pause", true)])?
+            .unwrap_or(false),
+        exclusive,
+        terms: Arc::new(terms),
         signature: fields.signature()?.map(Box::new),
-        title: fields.title(),
+        title: fields.title().into(),
     };
     fields.nothing_left(&limits.ignore_fields)?;
     Ok(spec)

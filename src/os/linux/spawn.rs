@@ -355,7 +355,6 @@ impl Drop for Masked {
 }
 
 #[cfg(test)]
-#[expect(clippy::disallowed_methods, reason = "tests may wait")]
 mod tests {
     use std::{io::Read, os::unix::fs::PermissionsExt};
 

@@ -12,7 +12,7 @@ fn with_memories(memories: HashMap<String, JobMemory>) -> Agenda {
 fn entry(task: &str, value: &str, revision: i64) -> JobEntry {
     JobEntry {
         key: JobKey::host("10.0.0.1", task),
-        value: Bytes::copy_from_slice(value.as_bytes()),
+        value: value.to_owned().into(),
         create_revision: 1,
         mod_revision: revision,
         signed: Signed::Unasked,
@@ -47,7 +47,7 @@ fn due(agenda: &mut Agenda, now: &str) -> Vec<String> {
 /// As it would be after a restart: what was written, and the same jobs told anew.
 fn restarted(agenda: &mut Agenda, entries: Vec<JobEntry>, now: &str) -> Agenda {
     let written = agenda
-        .take_changed()
+        .take_changed(&[], usize::MAX)
         .into_iter()
         .filter_map(|(job, memory)| Some((job, memory?)));
     let mut next = with_memories(written.collect());
@@ -358,7 +358,7 @@ fn a_full_table_takes_away_what_it_does_not_hold() {
         ],
         "2024-01-15T10:00:30Z",
     );
-    agenda.take_changed();
+    agenda.take_changed(&[], usize::MAX);
     let full = JobsChanged {
         full: true,
         put: vec![entry("b", &job("* * * * *", ""), 1)],
@@ -366,7 +366,47 @@ fn a_full_table_takes_away_what_it_does_not_hold() {
     };
     let applied = agenda.apply(full, at("2024-01-15T10:00:40Z"));
     assert_eq!((applied.gone, agenda.len()), (vec![JobKey::host("10.0.0.1", "a")], 1));
-    assert_eq!(agenda.take_changed(), [("own/a".to_owned(), None)], "b was not touched");
+    assert_eq!(
+        agenda.take_changed(&[], usize::MAX),
+        [("own/a".to_owned(), None)],
+        "b was not touched"
+    );
+}
+#[test]
+fn what_is_written_is_bounded_and_starts_come_first() {
+    let mut agenda = agenda();
+    let put = |ids: std::ops::Range<usize>| JobsChanged {
+        full: true,
+        put: ids.map(|n| entry(&n.to_string(), &job("* * * * *", ""), 1)).collect(),
+        removed: vec![],
+    };
+    let now = at("2024-01-15T10:00:30Z");
+    agenda.apply(put(0..10), now);
+    let named = |taken: &[(String, Option<JobMemory>)]| {
+        let name =
+            |(job, memory): &(String, Option<JobMemory>)| format!("{job}{}", if memory.is_some() { "" } else { "-" });
+        taken.iter().map(name).collect::<Vec<_>>().join(" ")
+    };
+    let taken = agenda.take_changed(&[7, 8], 3);
+    assert_eq!(named(&taken), "own/7 own/8 own/0 own/1 own/2");
+    assert_eq!(named(&agenda.take_changed(&[7], 100)), "own/3 own/4 own/5 own/6 own/9");
+    assert!(agenda.is_taken());
+
+    // 8 and 9 are gone; what could not be written is said again, of those that are there, and of 9 as gone.
+    agenda.apply(put(0..8), now);
+    let gone = agenda.take_changed(&[], 1);
+    assert_eq!(named(&gone), "own/8-");
+    agenda.write_again(&taken);
+    agenda.write_again(&gone);
+    assert_eq!(
+        named(&agenda.take_changed(&[], 100)),
+        "own/8- own/9- own/0 own/1 own/2 own/7"
+    );
+    // One that comes back is not forgotten after it was remembered.
+    agenda.apply(put(0..7), now);
+    agenda.apply(put(0..8), now);
+    assert_eq!(named(&agenda.take_changed(&[], 100)), "own/7");
+    assert!(agenda.is_taken());
 }
 /// BEHAVIOUR 97, the agenda's part.
 #[test]
@@ -427,4 +467,8 @@ fn a_hundred_thousand_jobs() {
         (0..100_000).filter(|n| n % 60 == 1 && n / 60 % 24 == 10).count()
     );
     assert_eq!(agenda.due.len(), 100_000);
+    // A field more costs 100,000 times its size.
+    assert!(size_of::<Job>() <= 320 && size_of::<JobSpec>() <= 112);
+    let all = agenda.all().filter_map(|(_, job)| job.spec()).collect::<Vec<_>>();
+    assert!(all.iter().all(|spec| Arc::ptr_eq(&spec.terms, &all[0].terms)));
 }

@@ -49,7 +49,7 @@ impl Handler<AskJob> for CronRunner {
         };
         let mut detail = Box::new(JobDetail {
             view: self.view(job),
-            value: job.value.clone(),
+            value: job.value.clone().into(),
             next: following(|after| job.next_after(after), self.clock.wall()),
         });
         let history = self.history.clone();
@@ -204,7 +204,7 @@ impl CronRunner {
     fn view(&self, job: &Job) -> JobView {
         let (state, error) = job.state();
         let spec = job.spec();
-        let text = |of: fn(&JobSpec) -> &String| spec.map_or(String::new(), |spec| of(spec).clone());
+        let text = |of: fn(&JobSpec) -> &str| spec.map_or(String::new(), |spec| of(spec).to_owned());
         JobView {
             key: job.key.clone(),
             cronid: job.cronid,
@@ -213,7 +213,7 @@ impl CronRunner {
             error,
             express: text(|spec| &spec.express),
             cmd: text(|spec| &spec.cmd),
-            executor: text(|spec| &spec.executor),
+            executor: text(|spec| &spec.terms.executor),
             title: text(|spec| &spec.title),
             next: job.next,
             last: self.last.get(&job.key).cloned(),

@@ -66,7 +66,7 @@ impl CronRunner {
             return skip(self, &why);
         }
         let (there, queued) = self.stand_in_the_way(&key, &spec);
-        let behind = match (there, spec.overlap) {
+        let behind = match (there, spec.terms.overlap) {
             (false, _) | (_, Overlap::Parallel) => false,
             (true, Overlap::Skip) => return skip(self, "overlap"),
             (true, Overlap::Queue) if queued => return skip(self, "the queue is full"),
@@ -99,7 +99,7 @@ impl CronRunner {
         let (mut there, mut queued) = (false, false);
         for run in runs {
             match run.phase {
-                Phase::Left(since) => there |= steady.saturating_sub(since) < spec.overlap_max_wait,
+                Phase::Left(since) => there |= steady.saturating_sub(since) < spec.terms.overlap_max_wait,
                 Phase::Behind => (there, queued) = (true, true),
                 _ => there = true,
             }
@@ -155,7 +155,7 @@ impl CronRunner {
         if spec.exclusive && !asked && run.claim.is_none() {
             return self.claim(id, ctx);
         }
-        let jitter = spec.jitter.as_millis() as u64;
+        let jitter = spec.terms.jitter.as_millis() as u64;
         if jitter == 0 || asked || run.record.attempt > 1 {
             return self.make_ready(id);
         }
@@ -275,7 +275,7 @@ impl CronRunner {
         else {
             return; // another by now
         };
-        let catch_up = job.spec().is_some_and(|spec| spec.catch_up);
+        let catch_up = job.spec().is_some_and(|spec| spec.terms.catch_up);
         let now = self.clock.wall();
         match answer {
             OnceMarked::NoStore(why) => {
@@ -339,7 +339,7 @@ impl CronRunner {
         let at_most_once = run.claim.is_some() || run.record.cause == Cause::Once;
         let order = match (order(&run.record, &spec, &self.executors), &self.history_error) {
             (_, Some(error)) if at_most_once => Err(format!("its start could not be recorded: {error}")),
-            (None, _) => Err(format!("there is no executor `{}`", spec.executor)),
+            (None, _) => Err(format!("there is no executor `{}`", spec.terms.executor)),
             (Some(order), _) => Ok(order),
         };
         let order = match order {
@@ -353,7 +353,7 @@ impl CronRunner {
             }
         };
         let (stop, asked) = watch::channel(None);
-        let output = SharedCapture::new(spec.output_limit);
+        let output = SharedCapture::new(spec.terms.output_limit);
         let (tell, started) = oneshot::channel();
         let life = self.launcher.launch(order, output.clone(), asked, tell);
         run.phase = Phase::Running { stop, output };
@@ -453,7 +453,7 @@ impl CronRunner {
         claim: Option<RunId>,
         now: Timestamp,
     ) -> bool {
-        if !record.state.is_bad() || record.attempt > spec.retries || self.draining {
+        if !record.state.is_bad() || record.attempt > spec.terms.retries || self.draining {
             return false;
         }
         let Some(job) = self
@@ -496,12 +496,12 @@ impl CronRunner {
         };
         if failing.is_some()
             && let Some(spec) = spec
-            && let Some(webhook) = &spec.on_failure
+            && let Some(webhook) = &spec.terms.on_failure
             && let Some(notifier) = &self.notifier
         {
             let failed = JobFailed {
                 webhook: webhook.clone(),
-                title: spec.title.clone(),
+                title: spec.title.to_string(),
                 run: record.clone(),
                 output,
             };
@@ -560,7 +560,7 @@ impl CronRunner {
                 .filter_map(|id| self.runs.get(id))
         };
         let next = runs().find(|run| matches!(run.phase, Phase::Behind))?;
-        let most = next.spec.as_ref()?.overlap_max_wait;
+        let most = next.spec.as_ref()?.terms.overlap_max_wait;
         let steady = self.clock.steady();
         let in_the_way = runs().any(|run| match run.phase {
             Phase::Behind => false,
@@ -587,7 +587,10 @@ impl CronRunner {
             }
             Phase::Left(_) => {
                 let tree = Arc::new(tree::RunTree::left(&id.to_string()));
-                let kill_after = run.spec.as_ref().map_or(Duration::from_secs(5), |spec| spec.kill_after);
+                let kill_after = run
+                    .spec
+                    .as_ref()
+                    .map_or(Duration::from_secs(5), |spec| spec.terms.kill_after);
                 let inbox = self.inbox.clone();
                 actix_rt::spawn(async move {
                     if tree::end(&tree, kill_after).await.is_empty() {

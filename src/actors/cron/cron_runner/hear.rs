@@ -111,8 +111,8 @@ impl Handler<Drain> for CronRunner {
                 if run.is_yet_to_come() {
                     self.end_unbegun(id, RunState::Skipped("the agent stops".into()));
                 } else if let Some(spec) = run.spec.clone() {
-                    longest = longest.max(spec.kill_after);
-                    if spec.on_agent_stop == OnAgentStop::Kill {
+                    longest = longest.max(spec.terms.kill_after);
+                    if spec.terms.on_agent_stop == OnAgentStop::Kill {
                         self.kill(id, "the agent's stop");
                     }
                 }
@@ -143,7 +143,8 @@ impl CronRunner {
     pub(super) fn answer_drain(&mut self) {
         let over = |run: &Run| matches!(run.phase, Phase::Left(_));
         // A disk that cannot be written is no reason to stay.
-        let written = self.writing.is_none() && (self.unwritten.is_empty() || self.history_error.is_some());
+        let unwritten = !self.unwritten.is_empty() || !self.agenda.is_taken();
+        let written = self.writing.is_none() && (!unwritten || self.history_error.is_some());
         if self.draining && self.drained.is_asked() && written && self.runs.values().all(over) {
             self.drained.tell(());
         }
@@ -196,7 +197,7 @@ impl CronRunner {
         }
         let mod_revision = job.mod_revision;
         let (there, queued) = self.stand_in_the_way(&key, &spec);
-        let behind = match (there, spec.overlap) {
+        let behind = match (there, spec.terms.overlap) {
             (false, _) | (_, Overlap::Parallel) => false,
             (true, Overlap::Skip) => return Err("a run of the job is present, and its overlap is skip".into()),
             (true, Overlap::Queue) if queued => return Err("a run of the job is present, and one waits already".into()),

@@ -48,6 +48,8 @@ const LOOK_FOR_LEFT: Duration = Duration::from_secs(5);
 const LAST_LOOKS: u8 = 3;
 /// Records that wait for a disk that cannot be written; past that the oldest are lost, and counted.
 const MOST_UNWRITTEN: usize = 10_000;
+/// Of so many jobs a write holds what is remembered, besides those that start: who starts a run does not wait for 100,000 new ones.
+const JOBS_A_WRITE: usize = 2048;
 
 pub struct CronRunnerParts {
     pub history: History,
@@ -347,14 +349,14 @@ impl CronRunner {
         }
         let starting = std::mem::take(&mut self.starting);
         let mut runs = std::mem::take(&mut self.unwritten);
-        runs.extend(
-            starting
-                .iter()
-                .filter_map(|id| Some((self.runs.get(id)?.record.clone(), None))),
-        );
+        let mut jobs = vec![];
+        for run in starting.iter().filter_map(|id| self.runs.get(id)) {
+            runs.push((run.record.clone(), None));
+            jobs.push(run.at);
+        }
         let change = Arc::new(Change {
             runs,
-            jobs: self.agenda.take_changed(),
+            jobs: self.agenda.take_changed(&jobs, JOBS_A_WRITE),
         });
         if change.is_empty() {
             return;

@@ -51,19 +51,19 @@ impl Run {
 }
 
 pub fn order(record: &RunRecord, spec: &JobSpec, executors: &Executors) -> Option<Order> {
-    let (program, args) = executors.get(&spec.executor)?.argv(&spec.cmd, &spec.args);
+    let (program, args) = executors.get(&spec.terms.executor)?.argv(&spec.cmd, &spec.args);
     Some(Order {
         run_id: record.run_id.to_string(),
         task_id: record.job.task_id.to_string(),
         fire_time: record.planned.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
         program,
         args,
-        env: spec.env.clone(),
-        dir: spec.dir.clone(),
-        user: spec.user.clone(),
-        timeout: spec.timeout,
-        kill_after: spec.kill_after,
-        leave_children: spec.leave_children,
+        env: spec.terms.env.clone(),
+        dir: spec.terms.dir.clone(),
+        user: spec.terms.user.clone(),
+        timeout: spec.terms.timeout,
+        kill_after: spec.terms.kill_after,
+        leave_children: spec.terms.leave_children,
     })
 }
 
@@ -99,5 +99,5 @@ pub fn end_of(outcome: &Outcome) -> (RunState, String) {
 /// Before try `attempt + 1`: the wait of the job, doubled each time.
 pub fn retry_wait(spec: &JobSpec, attempt: u32) -> Duration {
     let doublings = attempt.saturating_sub(1).min(20);
-    spec.retry_wait.saturating_mul(1 << doublings)
+    spec.terms.retry_wait.saturating_mul(1 << doublings)
 }

@@ -24,23 +24,30 @@ fn the_example_and_its_defaults() {
         spec
     );
     assert_eq!(
-        (spec.cmd.as_str(), spec.express.as_str(), spec.executor.as_str()),
+        (&*spec.cmd, &*spec.express, spec.terms.executor.as_str()),
         ("/tmp/demo.sh", "* * * * *", "bash")
     );
     assert!(matches!(spec.when, When::At(_)));
-    assert!(!spec.paused && !spec.exclusive && !spec.catch_up && !spec.leave_children);
-    assert_eq!((spec.timeout, spec.kill_after), (None, Duration::from_secs(5)));
+    assert!(!spec.paused && !spec.exclusive && !spec.terms.catch_up && !spec.terms.leave_children);
     assert_eq!(
-        (spec.overlap, spec.overlap_max_wait),
+        (spec.terms.timeout, spec.terms.kill_after),
+        (None, Duration::from_secs(5))
+    );
+    assert_eq!(
+        (spec.terms.overlap, spec.terms.overlap_max_wait),
         (Overlap::Skip, Duration::from_secs(3600))
     );
     assert_eq!(
-        (spec.retries, spec.retry_wait, spec.jitter),
+        (spec.terms.retries, spec.terms.retry_wait, spec.terms.jitter),
         (0, Duration::from_secs(2), Duration::ZERO)
     );
-    assert_eq!((spec.output_limit, spec.on_agent_stop), (64 << 10, OnAgentStop::Wait));
-    assert_eq!((spec.args, spec.env, spec.dir, spec.user), (vec![], vec![], None, None));
-    assert_eq!((spec.tz, spec.on_failure, spec.signature), (None, None, None));
+    assert_eq!(
+        (spec.terms.output_limit, spec.terms.on_agent_stop),
+        (64 << 10, OnAgentStop::Wait)
+    );
+    assert!(spec.args.is_empty() && spec.terms.env.is_empty());
+    assert_eq!((&spec.terms.dir, &spec.terms.user), (&None, &None));
+    assert_eq!((spec.tz, &spec.terms.on_failure, spec.signature), (None, &None, None));
 }
 #[test]
 fn every_field() {
@@ -56,33 +63,40 @@ fn every_field() {
         "on_failure": "ops", "x_mine": {"any": 1}, "labels": ["a"], "owner": null,
         "signature": {"serial": 4, "not_after": "2026-01-01T00:00:00Z", "sig": "AA=="}}"#;
     let spec = parse(&own(), value.as_bytes(), &limits).unwrap();
-    assert!(spec.paused && spec.catch_up && spec.leave_children);
+    assert!(spec.paused && spec.terms.catch_up && spec.terms.leave_children);
     assert_eq!(
-        (spec.args, spec.env),
+        (&*spec.args, &*spec.terms.env),
         (
-            vec!["-a".to_owned(), String::new()],
-            vec![("A".to_owned(), "1".to_owned())]
+            &["-a".to_owned(), String::new()][..],
+            &[("A".to_owned(), "1".to_owned())][..]
         )
     );
     assert_eq!(
-        (spec.dir.as_deref(), spec.user.as_deref(), spec.tz.as_deref()),
+        (
+            spec.terms.dir.as_deref(),
+            spec.terms.user.as_deref(),
+            spec.tz.as_deref()
+        ),
         (Some("/tmp"), Some("nobody"), Some("Asia/Shanghai"))
     );
     assert_eq!(
-        (spec.timeout, spec.kill_after),
+        (spec.terms.timeout, spec.terms.kill_after),
         (Some(Duration::from_secs(60)), Duration::ZERO)
     );
     assert_eq!(
-        (spec.overlap, spec.overlap_max_wait),
+        (spec.terms.overlap, spec.terms.overlap_max_wait),
         (Overlap::Queue, Duration::from_secs(7200))
     );
     assert_eq!(
-        (spec.retries, spec.retry_wait, spec.jitter),
+        (spec.terms.retries, spec.terms.retry_wait, spec.terms.jitter),
         (3, Duration::from_secs(5), Duration::from_secs(30))
     );
-    assert_eq!((spec.output_limit, spec.on_agent_stop), (1 << 20, OnAgentStop::Leave));
     assert_eq!(
-        (spec.on_failure.as_deref(), spec.title.as_str()),
+        (spec.terms.output_limit, spec.terms.on_agent_stop),
+        (1 << 20, OnAgentStop::Leave)
+    );
+    assert_eq!(
+        (spec.terms.on_failure.as_deref(), &*spec.title),
         (Some("ops"), "Backup")
     );
     assert_eq!(spec.signature.unwrap().serial, 4);
@@ -94,7 +108,7 @@ fn every_field() {
 #[test]
 fn once_and_exclusive() {
     let once = read_own(r#"{"cmd": "x", "type": "once"}"#).unwrap();
-    assert_eq!((once.when, once.express.as_str()), (When::Once, ""));
+    assert_eq!((once.when, &*once.express), (When::Once, ""));
     let limits = Limits {
         zone: schedule::zone("Asia/Shanghai").unwrap(),
         ..Limits::default()
