@@ -40,8 +40,8 @@ use crate::{
     plugins::inputs::{Input, InputError, News, Next, Want},
 };
 
-/// Batches that may be under way: 8 keep all stages busy, and so few buffers stay in the processor's cache (16: 10 % slower).
-const WINDOW: usize = 8;
+/// Batches that may be under way: so many that reading, sending and writing go on side by side in groups of `CHUNKS_A_READ`.
+const WINDOW: usize = 16;
 /// So many chunks in one call of `read`: it shares the cost of the hand-over to the blocking thread.
 const CHUNKS_A_READ: usize = 4;
 const CHUNK: u64 = 256 * 1024;
@@ -341,7 +341,8 @@ impl Collector {
         if leaving && let Some(input) = &mut self.input {
             input.no_more(); // what it has taken from its source would be gone
         }
-        if self.window.len() >= WINDOW {
+        // Not for one place that became free: a read costs waking a thread, for one chunk as for four.
+        if self.window.len() + CHUNKS_A_READ > WINDOW {
             return self.tend_later(ctx);
         }
         fail::fail_point!("collector-read");
@@ -363,7 +364,7 @@ impl Collector {
             claimed += missing;
         }
         let want = Want {
-            chunks: CHUNKS_A_READ.min(WINDOW - self.window.len()),
+            chunks: CHUNKS_A_READ,
             bytes: claimed as usize,
         };
         self.read(Some(want), claimed, ctx);

@@ -105,6 +105,7 @@ pub struct Sink {
     await_heir: Later<()>,
     await_drain: Later<()>,
     // Made anew in each life.
+    pumping: bool,
     watching: bool,
     watching_sync: bool,
     resting: Option<SpawnHandle>,
@@ -198,6 +199,7 @@ impl Sink {
             reopen: false,
             draining: false,
             drained: false,
+            pumping: false,
             watching: false,
             resting: None,
             await_sync: Later::default(),
@@ -214,7 +216,7 @@ impl Sink {
 impl Actor for Sink {
     type Context = Context<Self>;
     fn started(&mut self, ctx: &mut Self::Context) {
-        (self.watching, self.watching_sync, self.resting) = (false, false, None);
+        (self.pumping, self.watching, self.watching_sync, self.resting) = (false, false, false, None);
         self.pump(ctx);
     }
 }
@@ -270,7 +272,7 @@ impl Handler<Carried<Ship>> for Sink {
         self.queue.push_back(waiting);
         *next = seq + 1;
         self.bound();
-        self.pump(ctx);
+        self.pump_soon(ctx);
     }
 }
 impl Handler<SyncNow> for Sink {
@@ -407,6 +409,15 @@ impl Sink {
         self.queue.iter().take(JOIN_BATCHES).take_while(fits).count().max(1)
     }
 
+    /// After the rest of the mailbox: what has come together is written together.
+    fn pump_soon(&mut self, ctx: &mut Context<Self>) {
+        if self.errand.is_none() && !std::mem::replace(&mut self.pumping, true) {
+            ctx.spawn(fut::ready(()).map(|(), me: &mut Self, ctx: &mut Context<Self>| {
+                me.pumping = false;
+                me.pump(ctx);
+            }));
+        }
+    }
     fn pump(&mut self, ctx: &mut Context<Self>) {
         if let Some(errand) = &self.errand {
             if !std::mem::replace(&mut self.watching, true) {

@@ -132,7 +132,8 @@ struct Candidate {
 /// A number that a child sees too which has a copy of all else.
 struct Shared(NonNull<AtomicI32>);
 impl Shared {
-    const LENGTH: NonZeroUsize = NonZeroUsize::new(size_of::<AtomicI32>()).unwrap();
+    /// It becomes a page, whatever is asked for.
+    const LENGTH: NonZeroUsize = NonZeroUsize::MIN;
     fn new() -> io::Result<Self> {
         let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         // SAFETY: a new mapping, at an address that nobody has.
