@@ -323,8 +323,8 @@ async fn nothing_is_kept_of_what_is_settled() {
 
 #[actix_rt::test]
 async fn memory_bounds_what_a_blocked_pipeline_holds() {
-    // One event larger than all the memory passes alone; without a bound by bytes there would be 8 batches, the window.
-    for (memory, batches) in [(64 << 10, 1), (1 << 20, 4), (1536 << 10, 7), (64 << 20, 8)] {
+    // One event larger than all the memory passes alone; without a bound by bytes there would be 16 batches, the window.
+    for (memory, batches) in [(64 << 10, 1), (1 << 20, 4), (1536 << 10, 7), (64 << 20, 16)] {
         let (n, size, a) = (40, 200_000, Target::default());
         a.0.broken.store(true, SeqCst);
         let input = Large::new(n, size);

@@ -207,6 +207,46 @@ fn jobs_of_a_group() {
 }
 
 #[test]
+fn orders_are_signed_on_the_way() {
+    let fleet = Fleet::new();
+    let (place, node) = (Place::default(), ["--node", "10.0.0.1"]);
+    let key = fleet.desk.path("key");
+    let public = key_file::create(&key).unwrap();
+    let settings = fleet.settings(&place, "10.0.0.1");
+    let more = format!("[jobs]\nverify_key = [\"{}\"]\nfleet = \"shop\"\n", public.trim());
+    std::fs::write(&settings, std::fs::read_to_string(&settings).unwrap() + &more).unwrap();
+    let agent = place.start(&settings, Stdio::null());
+    fleet
+        .etcd
+        .until("it is seen", |etcd| etcd.get(&keys::health("10.0.0.1")).is_some());
+
+    let sign = ["--sign", key.to_str().unwrap(), "--fleet", "shop"];
+    let job = r#"{"task_id":"17","cmd":"sleep 60","express":"0 0 1 1 *","executor":"sh"}"#;
+    assert!(
+        fleet
+            .ok(&[&["jobs", "put", job], &node[..], &sign].concat())
+            .starts_with("job 17 put")
+    );
+    for order in ["run", "kill"] {
+        let order = ["jobs", order, "17"];
+        fleet.refused(&[&order, &node[..]].concat(), 1, "`signature`: found none");
+        fleet.refused(&[&order, &node[..], &sign[..2]].concat(), 64, "accepted: --fleet NAME");
+        let long = ["--valid-for", "1h"];
+        fleet.refused(&[&order, &node[..], &sign, &long].concat(), 64, "10m at most");
+        fleet.refused(&[&order, &sign[..]].concat(), 64, "accepted: with --node or --group");
+        let said = fleet.ok(&[&order, &node[..], &sign].concat());
+        assert!(
+            said.starts_with("job 17 at 10.0.0.1: ") && said.contains("\nrun "),
+            "{said}"
+        );
+    }
+    until("it is killed", || {
+        place.run(&["jobs", "runs", "17"]).out.contains("killed")
+    });
+    assert_eq!(agent.stop(), Some(0));
+}
+
+#[test]
 fn the_fleet_and_who_is_gone() {
     let fleet = Fleet::new();
     assert_eq!(fleet.ok(&["nodes"]), "no nodes\n");

@@ -79,6 +79,8 @@ pub enum Jobs {
         #[arg(long)]
         wait: bool,
         #[command(flatten)]
+        with: sign::With,
+        #[command(flatten)]
         of: Of,
     },
     /// End its present runs, or one of them
@@ -87,6 +89,8 @@ pub enum Jobs {
         /// This run only
         #[arg(long, value_name = "RUN")]
         run: Option<String>,
+        #[command(flatten)]
+        with: sign::With,
         #[command(flatten)]
         of: Of,
     },
@@ -168,22 +172,24 @@ pub fn run(jobs: &Jobs) -> Done {
             let answer = ask(of, Method::DELETE, &path(task_id, "", of, &[]), Bytes::new())?;
             said(of, &answer, &format!("job {task_id} removed"))
         }
-        Jobs::Pause { task_id, of } => order(task_id, "pause", of, &[]),
-        Jobs::Resume { task_id, of } => order(task_id, "resume", of, &[]),
+        Jobs::Pause { task_id, of } => set_paused(task_id, true, of),
+        Jobs::Resume { task_id, of } => set_paused(task_id, false, of),
         Jobs::Run {
             task_id,
             wait: false,
+            with,
             of,
-        } => order(task_id, "run", of, &[]),
+        } => order(task_id, "run", None, with, of),
         Jobs::Run {
             task_id,
             wait: true,
+            with,
             of,
-        } => run_and_wait(task_id, of),
-        Jobs::Kill { task_id, run, of } => {
-            let run = run.as_deref().map(|run| ("run_id", run));
-            order(task_id, "kill", of, run.as_slice())
+        } => {
+            with.is_for_etcd(of)?;
+            run_and_wait(task_id, of)
         }
+        Jobs::Kill { task_id, run, with, of } => order(task_id, "kill", run.as_deref(), with, of),
         Jobs::Runs { task_id, most, ask } => runs(task_id.as_deref(), *most, ask),
         Jobs::Output { what, follow, ask } => output(what, *follow, ask),
         Jobs::Next(next) => next::run(next),
@@ -219,13 +225,20 @@ fn said(of: &Of, answer: &Value, line: &str) -> Done {
     });
     Ok(0)
 }
-fn order(task_id: &str, action: &'static str, of: &Of, query: &[(&str, &str)]) -> Done {
-    if let Some(away) = away(of)? {
-        return match action {
-            "pause" | "resume" => away.pause(task_id, action == "pause"),
-            _ => away.order(task_id, action, query.first().map(|(_, run_id)| *run_id)),
-        };
+fn set_paused(task_id: &str, paused: bool, of: &Of) -> Done {
+    match away(of)? {
+        Some(away) => away.pause(task_id, paused),
+        None => order_here(task_id, if paused { "pause" } else { "resume" }, &[], of),
     }
+}
+fn order(task_id: &str, action: &'static str, run: Option<&str>, with: &sign::With, of: &Of) -> Done {
+    with.is_for_etcd(of)?;
+    match away(of)? {
+        Some(away) => away.order(task_id, action, run, with),
+        None => order_here(task_id, action, run.map(|run| ("run_id", run)).as_slice(), of),
+    }
+}
+fn order_here(task_id: &str, action: &str, query: &[(&str, &str)], of: &Of) -> Done {
     let answer = ask(
         of,
         Method::POST,

@@ -1,4 +1,4 @@
-//! `agent jobs keygen`, `agent jobs sign` and `agent jobs put --sign`: for fleets with a `verify_key`. The first two need no agent and no
+//! `agent jobs keygen`, `agent jobs sign` and `--sign` of `put`, `run` and `kill`: for fleets with a `verify_key`. The first two need no agent and no
 //! etcd: the key that signs stays on the machine of whoever signs.
 use std::{
     path::{Path, PathBuf},
@@ -42,7 +42,7 @@ pub struct Sign {
     #[arg(long, value_name = "DURATION")]
     valid_for: Option<Span>,
 }
-/// Of `put`: sign it on the way.
+/// Of `put`, `run` and `kill`: sign it on the way.
 #[derive(clap::Args, Clone, Debug, Default, PartialEq)]
 pub struct With {
     /// Sign it with this key, as `keygen` makes it, for agents that take signed jobs only
@@ -54,11 +54,20 @@ pub struct With {
     /// With --sign: above that of the value before [default: milliseconds since 1970]
     #[arg(long, value_name = "N", requires = "sign")]
     serial: Option<u64>,
-    /// With --sign: how long it counts [default: 30d]
+    /// With --sign: how long it counts [default: 30d; a command: 5m]
     #[arg(long, value_name = "DURATION", requires = "sign")]
     valid_for: Option<Span>,
 }
 impl With {
+    /// The agent of this host hears a command from its own user, who signs nothing.
+    pub(super) fn is_for_etcd(&self, of: &super::Of) -> Result<(), Failed> {
+        match self.sign.is_some() && of.node.is_none() && of.group.is_none() {
+            true => Err(Failed::usage(
+                "--sign: the agent of this host takes a command as it is, accepted: with --node or --group",
+            )),
+            false => Ok(()),
+        }
+    }
     /// The value as it is to be put at that key path: signed if that was asked for.
     pub(super) fn value(
         &self,

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use self::{
-    orders::{Answered, Order},
+    orders::{Answered, Command, Order},
     values::{Found, Status},
 };
 use super::{
@@ -19,6 +19,7 @@ use super::{
         show::{self, text},
     },
     Of, row_of,
+    sign::With,
 };
 use crate::{
     clock,
@@ -247,7 +248,7 @@ impl Away {
     }
 
     /// To the agent of the node, or to all of the group that are online.
-    pub fn order(&self, task_id: &str, action: &'static str, run_id: Option<&str>) -> Done {
+    pub fn order(&self, task_id: &str, action: &'static str, run_id: Option<&str>, with: &With) -> Done {
         let found = self.found(task_id)?;
         let agents = self.agents()?;
         if agents.is_empty() {
@@ -266,10 +267,17 @@ impl Away {
             run_id,
         };
         let store = &self.fleet.store;
-        let ips = agents.into_iter().map(|(ip, _)| ip).collect();
-        let answers = self.fleet.wait(fleet::each(ips, |ip: String| async {
-            let answered = orders::send(store, &ip, &order, clock::system().wall()).await?;
-            Ok((ip, answered))
+        let command = |(ip, _)| {
+            let mut command = Command::new(ip, &order, clock::system().wall());
+            let none = "the settings have no [jobs] fleet, accepted: --fleet NAME";
+            let fleet = || self.signed_for().ok_or_else(|| Failed::usage(none));
+            command.value = with.value(&command.value, || Ok(command.key()), fleet)?;
+            Ok(command)
+        };
+        let commands = agents.into_iter().map(command).collect::<Result<Vec<_>, Failed>>()?;
+        let answers = self.fleet.wait(fleet::each(commands, |command: Command| async {
+            let ip = command.ip.clone();
+            Ok((ip, orders::send(store, command).await?))
         }))?;
         let failed = answers.iter().any(|(_, answered)| !answered.done());
         if self.json {

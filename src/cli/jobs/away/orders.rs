@@ -2,7 +2,6 @@
 //! a command that nobody has claimed is taken back before that is said.
 use std::time::Duration;
 
-use bytes::Bytes;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
@@ -51,25 +50,38 @@ impl Answered {
     }
 }
 
-/// The bytes of a command. They are not signed: `agent jobs sign` and etcdctl do that, where agents take signed ones only.
-fn to_be_sent(order: &Order<'_>, expires: Timestamp) -> Bytes {
-    let mut value = json!({ "action": order.action, "task_id": order.task_id, "expires": keys::instant(expires) });
-    for (name, text) in [("group", order.group), ("run_id", order.run_id)] {
-        if let Some(text) = text {
-            value[name] = text.into();
+/// An order as it is put: may be signed until it is sent.
+pub struct Command {
+    pub ip: String,
+    id: String,
+    pub value: String,
+}
+impl Command {
+    pub fn new(ip: String, order: &Order<'_>, now: Timestamp) -> Self {
+        let mut chance = [0; 10];
+        let _ = getrandom::fill(&mut chance); // then it is the time alone that tells commands apart
+        let expires = now.saturating_add(STANDS).unwrap_or(now);
+        let mut value = json!({ "action": order.action, "task_id": order.task_id, "expires": keys::instant(expires) });
+        for (name, text) in [("group", order.group), ("run_id", order.run_id)] {
+            if let Some(text) = text {
+                value[name] = text.into();
+            }
+        }
+        Self {
+            ip,
+            id: format!("cli-{}", RunId::new(now, chance)),
+            value: value.to_string(),
         }
     }
-    value.to_string().into()
+    pub fn key(&self) -> String {
+        format!("{}{}", keys::commands(&self.ip), self.id)
+    }
 }
 
-pub async fn send(store: &SharedStore, ip: &str, order: &Order<'_>, now: Timestamp) -> Result<Answered, StoreError> {
-    let mut chance = [0; 10];
-    let _ = getrandom::fill(&mut chance); // then it is the time alone that tells commands apart
-    let id = format!("cli-{}", RunId::new(now, chance));
-    let expires = now.saturating_add(STANDS).unwrap_or(now);
+pub async fn send(store: &SharedStore, command: Command) -> Result<Answered, StoreError> {
+    let (key, Command { ip, id, value }) = (command.key(), command);
     let lease = store.grant(STANDS).await?;
-    let key = format!("{}{id}", keys::commands(ip));
-    let put = Op::put(&*key, to_be_sent(order, expires), Some(lease));
+    let put = Op::put(&*key, value, Some(lease));
     // The key is ours alone; a lost answer is as good as one: whoever claims it answers.
     match store
         .transact(Transaction::when(vec![Compare::absent(&*key)], vec![put]))
@@ -81,7 +93,7 @@ pub async fn send(store: &SharedStore, ip: &str, order: &Order<'_>, now: Timesta
             return Err(error);
         }
     }
-    let answered = await_answer(store, ip, &keys::result(ip, &id), lease).await;
+    let answered = await_answer(store, &ip, &keys::result(&ip, &id), lease).await;
     let _ = store.revoke(lease).await;
     answered
 }
@@ -146,8 +158,8 @@ mod tests {
         group: Some("web"),
         run_id: None,
     };
-    fn now() -> Timestamp {
-        "2026-11-25T10:00:00Z".parse().unwrap()
+    fn run() -> Command {
+        Command::new("10.0.0.1".into(), &ORDER, "2026-11-25T10:00:00Z".parse().unwrap())
     }
     /// The command that comes, as an agent claims it: it goes, its result stands there.
     async fn claim(store: &MemoryStore, results: &[&str]) -> String {
@@ -176,7 +188,7 @@ mod tests {
             r#"{"state":"claimed","run_id":"A"}"#,
             r#"{"state":"done","said":"started","runs":["A"]}"#,
         ];
-        let (answered, command) = tokio::join!(send(&store, "10.0.0.1", &ORDER, now()), claim(&memory, &done));
+        let (answered, command) = tokio::join!(send(&store, run()), claim(&memory, &done));
         let answered = answered.unwrap();
         assert_eq!(
             (answered.done(), &*answered.said, &*answered.runs),
@@ -189,7 +201,7 @@ mod tests {
         assert_eq!(memory.leases(), []);
 
         let silent = [r#"{"state":"claimed","run_id":"B"}"#];
-        let (answered, _) = tokio::join!(send(&store, "10.0.0.1", &ORDER, now()), claim(&memory, &silent));
+        let (answered, _) = tokio::join!(send(&store, run()), claim(&memory, &silent));
         let answered = answered.unwrap();
         assert_eq!((&*answered.state, &*answered.runs), ("claimed", &["B".to_owned()][..]));
     }
@@ -197,7 +209,7 @@ mod tests {
     async fn what_nobody_claims_is_taken_back() {
         let memory = MemoryStore::default();
         let store: SharedStore = Arc::new(memory.clone());
-        let answered = send(&store, "10.0.0.1", &ORDER, now()).await.unwrap();
+        let answered = send(&store, run()).await.unwrap();
         assert_eq!(answered.state, "nobody");
         assert!(
             answered.said.starts_with("nobody answered within 15s"),
