@@ -51,6 +51,8 @@ pub struct Agenda {
     memories: HashMap<String, JobMemory>,
     /// Jobs whose memory changed, for the next write.
     changed: BTreeSet<usize>,
+    /// Of them, those whose change somebody was told of.
+    told: Vec<usize>,
     /// What is remembered of jobs that are gone, for the next write.
     forgotten: BTreeSet<String>,
 }
@@ -211,6 +213,7 @@ impl Agenda {
             cronids: 0,
             memories,
             changed: BTreeSet::new(),
+            told: vec![],
             forgotten: BTreeSet::new(),
         }
     }
@@ -641,16 +644,19 @@ impl Agenda {
             value_hash: value_hash(&job.value),
         }));
         self.changed.insert(at);
+        self.told.push(at);
         self.plan(at, now);
         true
     }
-    /// What is to be written of jobs: of these in any case, and of so many others that changed since it was written last.
+    /// What is to be written of jobs: of these in any case, of those paused or resumed here, and of so many others that changed since it was
+    /// written last.
     pub fn take_changed(&mut self, first: &[usize], most: usize) -> Vec<(String, Option<JobMemory>)> {
         let mut taken = std::iter::from_fn(|| self.forgotten.pop_first())
             .take(most)
             .map(|job| (job, None))
             .collect::<Vec<_>>();
-        let first = first.iter().copied().filter(|at| self.changed.remove(at));
+        let told = std::mem::take(&mut self.told);
+        let first = first.iter().chain(&told).copied().filter(|at| self.changed.remove(at));
         let mut changed = first.collect::<Vec<_>>();
         changed.extend(std::iter::from_fn(|| self.changed.pop_first()).take(most - taken.len()));
         taken.extend(changed.into_iter().filter_map(|at| {

@@ -402,6 +402,12 @@ fn what_is_written_is_bounded_and_starts_come_first() {
         named(&agenda.take_changed(&[], 100)),
         "own/8- own/9- own/0 own/1 own/2 own/7"
     );
+    // What somebody was told of does not wait either.
+    agenda.apply(put(0..8), now);
+    agenda.write_again(&taken);
+    assert!(agenda.order(7, true, now));
+    assert_eq!(named(&agenda.take_changed(&[], 1)), "own/8- own/7");
+    assert_eq!(named(&agenda.take_changed(&[], 100)), "own/0 own/1 own/2");
     // One that comes back is not forgotten after it was remembered.
     agenda.apply(put(0..7), now);
     agenda.apply(put(0..8), now);

@@ -48,7 +48,9 @@ const LOOK_FOR_LEFT: Duration = Duration::from_secs(5);
 const LAST_LOOKS: u8 = 3;
 /// Records that wait for a disk that cannot be written; past that the oldest are lost, and counted.
 const MOST_UNWRITTEN: usize = 10_000;
-/// Of so many jobs a write holds what is remembered, besides those that start: who starts a run does not wait for 100,000 new ones.
+/// A write holds so many records besides those of starts, and of so many jobs what is remembered besides theirs: who starts a run does
+/// not wait for 100,000 new jobs.
+const RECORDS_A_WRITE: usize = 2048;
 const JOBS_A_WRITE: usize = 2048;
 
 pub struct CronRunnerParts {
@@ -348,12 +350,15 @@ impl CronRunner {
             return;
         }
         let starting = std::mem::take(&mut self.starting);
-        let mut runs = std::mem::take(&mut self.unwritten);
-        let mut jobs = vec![];
-        for run in starting.iter().filter_map(|id| self.runs.get(id)) {
-            runs.push((run.record.clone(), None));
-            jobs.push(run.at);
-        }
+        let some = self.unwritten.len().min(RECORDS_A_WRITE);
+        let mut runs = self.unwritten.drain(..some).collect::<Vec<_>>();
+        let started = starting.iter().filter_map(|id| self.runs.get(id));
+        runs.extend(started.map(|run| (run.record.clone(), None)));
+        // What a record rests on stands in the same commit: an instant is decided on once.
+        let jobs = runs
+            .iter()
+            .filter_map(|(record, _)| Some(self.agenda.by_key(&record.job)?.0));
+        let jobs = jobs.collect::<Vec<_>>();
         let change = Arc::new(Change {
             runs,
             jobs: self.agenda.take_changed(&jobs, JOBS_A_WRITE),
