@@ -106,6 +106,13 @@ impl Events {
         };
         all.into_iter().chain(runs.iter().cloned())
     }
+    /// How many `slices` there are.
+    pub fn ranges(&self) -> usize {
+        match &self.kept {
+            Kept::All => usize::from(!self.ends.is_empty()),
+            Kept::Runs { runs, .. } => runs.len(),
+        }
+    }
     /// Contiguous byte ranges of the kept events, line ends included: what a byte stream writes.
     pub fn slices(&self) -> impl Iterator<Item = &[u8]> + '_ {
         self.runs()

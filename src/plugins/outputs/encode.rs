@@ -25,8 +25,10 @@ pub enum Encode {
     Json,
 }
 
-/// From so many separate ranges of a batch one copy is cheaper than handing each to the kernel (measured).
-const MOST_RANGES: usize = 10;
+/// Of more separate ranges of a batch than these, each of fewer bytes than those on average, one copy is as cheap as handing each to the
+/// kernel, or cheaper (measured).
+const FEW_RANGES: usize = 10;
+const LONG_RANGE: usize = 2048;
 /// What is joined by copying stays in the second-level cache; a single larger batch goes all the same.
 const MOST_COPIED: usize = 256 << 10;
 
@@ -63,7 +65,7 @@ impl Encode {
             let before = copied.len();
             match self {
                 Self::Json => json(batch, copied),
-                Self::Raw if batch.events.slices().nth(MOST_RANGES).is_none() => {
+                Self::Raw if batch.events.ranges() <= FEW_RANGES.max(batch.events.size() / LONG_RANGE) => {
                     pieces.extend(batch.events.slices().map(Piece::InPlace));
                     size += batch.events.size();
                 }
@@ -190,6 +192,21 @@ mod tests {
                 4 + 3 * part.len()
             ]
         );
+    }
+    #[test]
+    fn long_ranges_are_written_in_place_however_many_they_are() {
+        let long = "x".repeat(LONG_RANGE);
+        let words = (0..40).map(|i| if i % 2 == 0 { long.as_str() } else { "short" });
+        let mut sparse = batch(1, &words.collect::<Vec<_>>());
+        sparse.events = sparse.events.retain(|event| event != b"short");
+        assert_eq!(sparse.events.ranges(), 20);
+        let (batches, mut copied) = ([batch(0, &["a"]), sparse], Vec::new());
+        let joined = Encode::Raw.join(&batches, &mut copied);
+        assert_eq!(
+            bytes(&joined),
+            format!("a\n{}", format!("{long}\n").repeat(20)).into_bytes()
+        );
+        assert_eq!((joined.slices.len(), joined.ends[1]), (21, 2 + 20 * (LONG_RANGE + 1)));
     }
     #[test]
     fn json_names_where_an_event_came_from() {
