@@ -46,6 +46,10 @@ const MAILBOX: usize = 64;
 /// The first look at who holds the address takes so long at most; no answer is no failure.
 const FIRST_LOOK: Duration = Duration::from_secs(3);
 
+/// Jobs of the host's own store are read before the agent counts as started, if that takes no longer: who asks for one then finds it.
+const FIRST_READ: Duration = Duration::from_secs(1);
+const LOOK_EVERY: Duration = Duration::from_millis(1);
+
 /// What is there before any actor: the database of this host, and the store that counts.
 pub struct Stores {
     pub control: Arbiter,
@@ -267,12 +271,23 @@ impl JobsHouse {
         };
         let pulse = member("jobs/lease");
         let addr = place(&control, stopping, &pulse, &start.log, || LeaseKeeper::new(parts)).await?;
-        Ok(Self {
+        let house = Self {
             lease: Member { addr, pulse },
             watcher,
             open_to_all,
             _control: control,
-        })
+        };
+        if settings.etcd.endpoints.is_empty() {
+            let _ = tokio::time::timeout(FIRST_READ, house.read()).await;
+        }
+        Ok(house)
+    }
+    /// Until CronRunner has been told of all jobs once.
+    async fn read(&self) {
+        let Some(watcher) = &self.watcher else { return };
+        while !watcher.addr.send(ObserveWatcher).await.is_ok_and(|view| view.reads > 0) {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
     }
     pub fn watcher(&self) -> Option<&Addr<JobWatcher>> {
         self.watcher.as_ref().map(|watcher| &watcher.addr)
