@@ -94,14 +94,19 @@ impl LeaseKeeper {
             }));
             return;
         }
+        let asked = self.parts.registration.clock.steady();
         let work = async move {
             let turn = registration.turn().await;
             (registration, turn)
         };
-        ctx.spawn(
-            work.into_actor(self)
-                .map(|(registration, turn), keeper, ctx| keeper.turned(registration, turn, ctx)),
-        );
+        ctx.spawn(work.into_actor(self).map(move |(registration, turn), keeper, ctx| {
+            keeper.turned_at = match turn.standing {
+                // Worth from when it was asked for: who was frozen on the way finds one that may be long out of date.
+                Standing::Held { .. } | Standing::Taken { .. } => asked,
+                Standing::Waiting(_) | Standing::Away { .. } => keeper.parts.registration.clock.steady(),
+            };
+            keeper.turned(registration, turn, ctx);
+        }));
     }
     fn turned(&mut self, registration: Registration, turn: Turn, ctx: &mut Context<Self>) {
         let Turn {
@@ -131,7 +136,6 @@ impl LeaseKeeper {
         }
         self.trouble = trouble;
         self.standing = standing;
-        self.turned_at = self.parts.registration.clock.steady();
         self.tell(ctx);
         if self.giving_back.is_some() {
             return self.turn(ctx);

@@ -308,6 +308,9 @@ impl CronRunner {
         if job.is_some_and(|job| job.has_ended(now)) {
             return self.end_unbegun(id, RunState::Skipped("the signature of the job has ended".into()));
         }
+        if let Some(why) = self.refused.clone() {
+            return self.end_unbegun(id, RunState::Skipped(why));
+        }
         let planned = matches!(run.record.cause, Cause::Planned | Cause::Late) && run.record.attempt == 1;
         let late = now.duration_since(run.record.planned);
         if planned && late > jiff::SignedDuration::try_from(TOO_LATE).unwrap_or_default() {
@@ -334,6 +337,12 @@ impl CronRunner {
                 unkillable: vec![],
             };
             return self.ended(id, killed, now);
+        }
+        if self.sign.is_overdue(self.clock.steady()) {
+            // Frozen since it was written down: it waits for word like all others, and is prepared anew.
+            run.phase = Phase::Ready;
+            self.occupied = self.occupied.saturating_sub(1);
+            return self.ready.push_front(id);
         }
         // Twice is worse than not at all for these.
         let at_most_once = run.claim.is_some() || run.record.cause == Cause::Once;
