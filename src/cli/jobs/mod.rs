@@ -358,8 +358,7 @@ fn key_of(task_id: &str, of: &Of) -> Result<String, Failed> {
 }
 fn fleet_of(of: &Of) -> Result<String, Failed> {
     if let Some(away) = away(of)? {
-        let none = "the settings have no [jobs] fleet, accepted: --fleet NAME";
-        return away.signed_for().ok_or_else(|| Failed::usage(none));
+        return away.signed_for();
     }
     let config = client::get(&data_dir(&of.ask.place)?, "/api/v1/config")?;
     let fleet = config["jobs"]["fleet"].as_str().map(str::to_owned);

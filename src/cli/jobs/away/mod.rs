@@ -77,8 +77,9 @@ pub fn away(of: &Of) -> Result<Option<Away>, Failed> {
 
 impl Away {
     /// `[jobs] fleet` of the settings.
-    pub fn signed_for(&self) -> Option<String> {
-        self.fleet.signed_for.clone()
+    pub fn signed_for(&self) -> Result<String, Failed> {
+        let none = "the settings have no [jobs] fleet, accepted: --fleet NAME";
+        self.fleet.signed_for.clone().ok_or_else(|| Failed::usage(none))
     }
     fn key(&self, task_id: &str) -> JobKey {
         match (&self.group, &self.node) {
@@ -269,9 +270,7 @@ impl Away {
         let store = &self.fleet.store;
         let command = |(ip, _)| {
             let mut command = Command::new(ip, &order, clock::system().wall());
-            let none = "the settings have no [jobs] fleet, accepted: --fleet NAME";
-            let fleet = || self.signed_for().ok_or_else(|| Failed::usage(none));
-            command.value = with.value(&command.value, || Ok(command.key()), fleet)?;
+            command.value = with.value(&command.value, || Ok(command.key()), || self.signed_for())?;
             Ok(command)
         };
         let commands = agents.into_iter().map(command).collect::<Result<Vec<_>, Failed>>()?;
