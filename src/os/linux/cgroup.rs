@@ -4,6 +4,7 @@ use std::{
     fs::{self, File, OpenOptions},
     io,
     path::{Path, PathBuf},
+    sync::LazyLock,
 };
 
 /// What the directories of runs are called; what is behind it is the run's id.
@@ -20,23 +21,26 @@ pub struct Door {
     pub(super) procs: File,
 }
 
-/// Our own cgroup's directory, found by the mount table; none where there is no version 2.
+/// Our own cgroup's directory; none where there is no version 2.
 fn own() -> Option<PathBuf> {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
-    let place = |line: &str| {
-        let (head, tail) = line.split_once(" - ")?;
-        let mut head = head.split(' ').skip(3);
-        let (root, point) = (head.next()?, head.next()?);
-        tail.starts_with("cgroup2 ")
-            .then(|| (root.to_owned(), point.to_owned()))
-    };
-    let (root, point) = mounts.lines().find_map(place)?;
+    let (root, point) = MOUNT.as_ref()?;
     let path = fs::read_to_string("/proc/self/cgroup").ok()?;
     let path = path.lines().find_map(|line| line.strip_prefix("0::"))?;
     // Inside a container the mount may show a part only.
     let path = path.strip_prefix(root.trim_end_matches('/')).unwrap_or(path);
-    Some(Path::new(&point).join(path.trim_start_matches('/')))
+    Some(point.join(path.trim_start_matches('/')))
 }
+/// What part of the tree is mounted where. Looked for once: it does not move while we live, and the table is long on a host with
+/// containers.
+static MOUNT: LazyLock<Option<(String, PathBuf)>> = LazyLock::new(|| {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    mounts.lines().find_map(|line| {
+        let (head, tail) = line.split_once(" - ")?;
+        let mut head = head.split(' ').skip(3);
+        let (root, point) = (head.next()?, head.next()?);
+        tail.starts_with("cgroup2 ").then(|| (root.to_owned(), point.into()))
+    })
+});
 
 impl Cgroup {
     /// None: it cannot be made here.
