@@ -38,8 +38,11 @@ use luffly_agent::{
     store::{
         Op, SharedStore, Transaction, embedded,
         etcd::{EtcdStore, Options},
+        kept::Kept,
     },
 };
+use redb::Database;
+use tempfile::TempDir;
 use tokio::sync::{oneshot, watch};
 
 /// As the agent has it: memory is told of the same.
@@ -123,8 +126,10 @@ impl Launcher for Timed {
     }
 }
 
-fn runner(dir: &std::path::Path, launcher: Arc<dyn Launcher>, sign: SharedSign) -> Addr<CronRunner> {
-    let database = embedded::open(dir).expect("an empty directory").database;
+fn database(dir: &TempDir) -> Arc<Database> {
+    embedded::open(dir.path()).expect("an empty directory").database
+}
+fn runner(database: Arc<Database>, launcher: Arc<dyn Launcher>, sign: SharedSign) -> Addr<CronRunner> {
     let history = History::open(database, Bounds::default()).expect("an empty history");
     let clock = clock::system();
     let parts = CronRunnerParts {
@@ -162,7 +167,11 @@ fn at<T: Copy>(sorted: &[T], share: f64) -> T {
 async fn many() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let lags = Lags::default();
-    let runner = runner(dir.path(), Arc::new(lags.clone()), Sign::new(Duration::from_secs(30)));
+    let runner = runner(
+        database(&dir),
+        Arc::new(lags.clone()),
+        Sign::new(Duration::from_secs(30)),
+    );
     let entry = |id: String, value: String| JobEntry {
         key: JobKey::host(IP, id),
         value: value.into(),
@@ -228,7 +237,9 @@ async fn from_put_to_process() {
         times: times.clone(),
     };
     let sign = Sign::new(Duration::from_secs(30));
-    let runner = runner(dir.path(), Arc::new(launcher), sign.clone());
+    let database = database(&dir);
+    let kept = Kept::new(database.clone());
+    let runner = runner(database, Arc::new(launcher), sign.clone());
     let store: SharedStore = Arc::new(EtcdStore::new(Options {
         endpoints: vec![etcd.endpoint()],
         prefix: String::new(),
@@ -239,7 +250,7 @@ async fn from_put_to_process() {
     let ip: IpAddr = IP.parse().expect("an address");
     let watcher = JobWatcher::new(JobWatcherParts {
         store: store.clone(),
-        kept: None,
+        kept: Some(kept),
         gate: None,
         instance: "i".into(),
         group: None,

@@ -432,16 +432,19 @@ impl Store for EtcdStore {
     fn transact(&self, transaction: Transaction) -> Reply<'_, Outcome> {
         Box::pin(async move {
             transaction.check()?;
+            use etcd_client::Compare as Is;
             let compare = |compare: &Compare| match compare {
                 Compare::CreateRevision { key, is } => {
-                    etcd_client::Compare::create_revision(self.full(key), CompareOp::Equal, *is)
+                    vec![Is::create_revision(self.full(key), CompareOp::Equal, *is)]
                 }
-                Compare::ModRevision { key, is } => {
-                    etcd_client::Compare::mod_revision(self.full(key), CompareOp::Equal, *is)
-                }
+                Compare::ModRevision { key, is } => vec![Is::mod_revision(self.full(key), CompareOp::Equal, *is)],
+                Compare::MadeBy { key, revision } => vec![
+                    Is::create_revision(self.full(key), CompareOp::Greater, 0),
+                    Is::create_revision(self.full(key), CompareOp::Less, revision.saturating_add(1)),
+                ],
             };
             let txn = Txn::new()
-                .when(transaction.when.iter().map(compare).collect::<Vec<_>>())
+                .when(transaction.when.iter().flat_map(compare).collect::<Vec<_>>())
                 .and_then(self.ops(&transaction.then))
                 .or_else(self.ops(&transaction.or_else));
             let answer = self

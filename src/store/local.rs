@@ -249,6 +249,7 @@ impl Table {
             match compare {
                 Compare::CreateRevision { key, is } => of(key, |entry| entry.create_revision) == *is,
                 Compare::ModRevision { key, is } => of(key, |entry| entry.mod_revision) == *is,
+                Compare::MadeBy { key, revision } => (1..=*revision).contains(&of(key, |entry| entry.create_revision)),
             }
         });
         let ops = if held { &transaction.then } else { &transaction.or_else };

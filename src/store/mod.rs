@@ -121,6 +121,11 @@ pub enum Compare {
         key: String,
         is: i64,
     },
+    /// It is there, and was made at that revision or before.
+    MadeBy {
+        key: String,
+        revision: i64,
+    },
 }
 impl Compare {
     pub fn absent(key: impl Into<String>) -> Self {

@@ -93,6 +93,16 @@ async fn as_etcd_does(face: Face<'_>) {
     let holder = lost.got[0].clone().unwrap();
     assert_eq!((&holder.value[..], &lost.got[1]), (&b"me"[..], &None));
     assert_eq!(lost.revision, won.revision, "reading changes nothing");
+    let made_by = async |name: &str, revision: i64| {
+        let made_by = Compare::MadeBy {
+            key: key(name),
+            revision,
+        };
+        let look = Transaction::when(vec![made_by], vec![]);
+        store.transact(look).await.unwrap().held
+    };
+    assert!(made_by("lock", holder.create_revision).await && made_by("lock", i64::MAX).await);
+    assert!(!made_by("lock", holder.create_revision - 1).await && !made_by("nothing", i64::MAX).await);
     let over = || {
         Transaction::when(
             vec![Compare::unchanged(&holder)],

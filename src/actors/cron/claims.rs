@@ -213,20 +213,34 @@ async fn try_mark_once(
             return Ok(OnceMarked::Already);
         }
     }
-    let key = keys::once(ip, &ask.job.task_id);
-    let there = store.get(&key).await?;
-    if there.as_ref().is_some_and(|entry| same(&entry.value)) {
-        return Ok(OnceMarked::Already);
-    }
-    let node = store.get(&keys::node(ip)).await?;
-    if node.is_none_or(|node| node.create_revision > ask.create_revision) {
-        return Ok(OnceMarked::TooYoung);
-    }
-    let when = there.as_ref().map_or(Compare::absent(&*key), Compare::unchanged);
-    let put = Transaction::when(vec![when], vec![Op::put(&*key, keys::json(&mark), None)]);
-    // A lost answer: the next try finds the mark and does not run. Once at most.
-    if !store.transact(put).await?.held {
-        return Err(StoreError::Away("the mark was changed by another".into()));
+    let (key, node) = (keys::once(ip, &ask.job.task_id), keys::node(ip));
+    let old_enough = Compare::MadeBy {
+        key: node.clone(),
+        revision: ask.create_revision,
+    };
+    let mark_when = |when: Compare| {
+        Transaction::when(
+            vec![when, old_enough.clone()],
+            vec![Op::put(&*key, keys::json(&mark), None)],
+        )
+        .or_else(vec![Op::get(&*key), Op::get(&*node)])
+    };
+    // Mostly there is none yet. A lost answer: the next try finds the mark and does not run. Once at most.
+    let first = store.transact(mark_when(Compare::absent(&*key))).await?;
+    if let ([there, node], false) = (first.got.as_slice(), first.held) {
+        if there.as_ref().is_some_and(|entry| same(&entry.value)) {
+            return Ok(OnceMarked::Already);
+        }
+        if node
+            .as_ref()
+            .is_none_or(|node| node.create_revision > ask.create_revision)
+        {
+            return Ok(OnceMarked::TooYoung);
+        }
+        let as_read = there.as_ref().map_or(Compare::absent(&*key), Compare::unchanged);
+        if !store.transact(mark_when(as_read)).await?.held {
+            return Err(StoreError::Away("the mark was changed by another".into()));
+        }
     }
     if let Some(kept) = kept.cloned() {
         let value = keys::json(&mark);

@@ -1,9 +1,10 @@
 //! Commands from the store, each done once: claimed by one transaction (it goes, and its result says `claimed` with the id of the run),
-//! then given to the runner, then answered. Signed ones are judged before they are claimed, and their serial is on the disk before they are
+//! then given to the runner, then answered. What is claimed says so under the agent's own lease, for a grant of another is one more write of
+//! the store before a run can start. Signed ones are judged before they are claimed, and their serial is on the disk before they are
 //! done. Without actix.
 use std::time::Duration;
 
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, join};
 use jiff::Timestamp;
 
 use super::{follow::blocking, gate::SharedGate};
@@ -18,27 +19,40 @@ use crate::{
 
 /// Results stand that long.
 const ANSWER_STANDS: Duration = Duration::from_secs(60);
+/// What was done is told the store again after this, for as long as an answer stands.
+const TELL_AGAIN: Duration = Duration::from_secs(1);
 /// A command that is later than this past its end is not done: whoever sent it has been told that nobody answered.
 const GRACE: i64 = 5;
 
 /// How the runner is asked. None: it did not answer.
 pub type AskRunner<'a> = &'a (dyn Fn(JobCommand) -> BoxFuture<'static, Option<CommandAnswer>> + Send + Sync);
 
+/// Who takes commands, from where.
+pub struct Taker<'a> {
+    pub store: &'a SharedStore,
+    pub gate: Option<&'a SharedGate>,
+    pub ip: &'a str,
+    /// The agent's own.
+    pub lease: LeaseId,
+}
 /// One command, to its end. An error is one of the store, and the command is still there: try again while it has not expired.
 pub async fn serve(
-    store: &SharedStore,
-    gate: Option<&SharedGate>,
-    ip: &str,
+    taker: &Taker<'_>,
     entry: &Entry,
     run_id: RunId,
     now: Timestamp,
     ask: AskRunner<'_>,
 ) -> Result<(), StoreError> {
+    let Taker {
+        store,
+        gate,
+        ip,
+        lease: own,
+    } = *taker;
     let Some(id) = entry.key.strip_prefix(&keys::commands(ip)) else {
         return Ok(());
     };
     let key = keys::result(ip, id);
-    let lease = store.grant(ANSWER_STANDS).await?;
     let (mut order, mut row) = (understand(&entry.value, id, run_id, now), None);
     if let (Ok(_), Some(gate)) = (&order, gate.cloned()) {
         let (path, value) = (entry.key.clone(), entry.value.clone());
@@ -47,27 +61,35 @@ pub async fn serve(
             Err(invalid) => order = Err(refused(run_id, invalid.to_string())),
         }
     }
-    let first = match &order {
-        Ok(_) => Answer {
-            state: "claimed".into(),
-            run_id: run_id.to_string(),
-            ..Answer::default()
-        },
-        Err(answer) => answer.clone(),
+    let order = match order {
+        Ok(order) => order,
+        Err(answer) => {
+            let lease = store.grant(ANSWER_STANDS).await?;
+            if !claim(store, entry, &key, &answer, run_id, lease).await? {
+                let _ = store.revoke(lease).await; // else it ends by itself
+            }
+            return Ok(());
+        }
     };
-    if !claim(store, entry, &key, &first, run_id, lease).await? {
-        let _ = store.revoke(lease).await; // else it ends by itself
+    let claimed = Answer {
+        state: "claimed".into(),
+        run_id: run_id.to_string(),
+        ..Answer::default()
+    };
+    if !claim(store, entry, &key, &claimed, run_id, own).await? {
         return Ok(()); // it expired, or another life of ours was faster
     }
-    let Ok(order) = order else { return Ok(()) };
     let kept = match (row, gate.cloned()) {
         (Some(row), Some(gate)) => blocking(move || gate.claimed(&row, now)).await,
         _ => Ok(()),
     };
-    let told = match kept {
-        Ok(()) => Ok(ask(order).await),
-        Err(error) => Err(format!("its serial could not be remembered: {error}")),
+    let work = async {
+        match kept {
+            Ok(()) => Ok(ask(order).await),
+            Err(error) => Err(format!("its serial could not be remembered: {error}")),
+        }
     };
+    let (told, lease) = join(work, store.grant(ANSWER_STANDS)).await;
     let answer = match told {
         Err(why) => refused(run_id, why),
         Ok(Some(CommandAnswer { done, said, run_ids })) => Answer {
@@ -78,10 +100,26 @@ pub async fn serve(
         },
         Ok(None) => refused(run_id, "the runner of jobs did not answer".into()),
     };
-    // It is done. If this is lost, the result goes on saying `claimed`.
-    let told = Transaction::of(vec![Op::put(key, keys::json(&answer), Some(lease))]).idempotent();
-    let _ = store.transact(told).await;
+    tell(store, &key, &answer, lease).await;
     Ok(())
+}
+/// What became of a claimed command. It is done, so this is tried for a while; if it is lost, the result says `claimed` until it goes with
+/// our lease.
+async fn tell(store: &SharedStore, key: &str, answer: &Answer, mut lease: Result<LeaseId, StoreError>) {
+    let told = async {
+        loop {
+            if let Ok(lease) = lease {
+                let put = Op::put(key, keys::json(answer), Some(lease));
+                match store.transact(Transaction::of(vec![put]).idempotent()).await {
+                    Ok(_) | Err(StoreError::Invalid(_)) => return,
+                    Err(_) => {}
+                }
+            }
+            tokio::time::sleep(TELL_AGAIN).await;
+            lease = store.grant(ANSWER_STANDS).await;
+        }
+    };
+    let _ = tokio::time::timeout(ANSWER_STANDS, told).await;
 }
 fn refused(run_id: RunId, said: String) -> Answer {
     Answer {
@@ -183,6 +221,14 @@ mod tests {
     use crate::store::{Store, memory::MemoryStore};
 
     const NOW: &str = "2026-11-25T10:00:00Z";
+    fn taker<'a>(store: &'a SharedStore, gate: Option<&'a SharedGate>, lease: LeaseId) -> Taker<'a> {
+        Taker {
+            store,
+            gate,
+            ip: "10.0.0.1",
+            lease,
+        }
+    }
     async fn served(store: &MemoryStore, value: &str) -> (Vec<JobCommand>, Option<Answer>) {
         served_by(store, None, value).await
     }
@@ -210,11 +256,10 @@ mod tests {
                 })))
             }
         };
+        let own = store.grant(Duration::from_secs(30)).await.unwrap();
         let shared: SharedStore = Arc::new(store.clone());
         serve(
-            &shared,
-            gate,
-            "10.0.0.1",
+            &taker(&shared, gate, own),
             &entry,
             RunId::of_u128(7),
             NOW.parse().unwrap(),
@@ -251,7 +296,7 @@ mod tests {
         };
         assert_eq!(answer, Some(expected));
         assert_eq!(store.get("/cron/commands/10.0.0.1/c1").await.unwrap(), None);
-        assert_eq!(store.leases().len(), 1);
+        assert_eq!(store.leases().len(), 2, "our own, and the answer's");
 
         // Another life of ours has it: not done again.
         let gone = Entry {
@@ -261,19 +306,13 @@ mod tests {
             mod_revision: 2,
             lease: None,
         };
+        let own = store.leases()[0];
         let ask = |_: JobCommand| -> BoxFuture<'static, Option<CommandAnswer>> { panic!("done twice") };
         let shared: SharedStore = Arc::new(store.clone());
-        let done = serve(
-            &shared,
-            None,
-            "10.0.0.1",
-            &gone,
-            RunId::of_u128(8),
-            NOW.parse().unwrap(),
-            &ask,
-        );
+        let (taker, now) = (taker(&shared, None, own), NOW.parse().unwrap());
+        let done = serve(&taker, &gone, RunId::of_u128(8), now, &ask);
         done.await.unwrap();
-        assert_eq!(store.leases().len(), 1);
+        assert_eq!(store.leases().len(), 2);
     }
     #[tokio::test]
     async fn a_claim_whose_answer_was_lost_is_looked_up() {
@@ -289,6 +328,7 @@ mod tests {
             .await
             .unwrap();
         let entry = store.get("/cron/commands/10.0.0.1/c2").await.unwrap().unwrap();
+        let own = store.grant(Duration::from_secs(30)).await.unwrap();
         store.next_transaction(StoreError::Unknown("lost".into()));
         let asked = Arc::new(Mutex::new(0));
         let count = asked.clone();
@@ -297,17 +337,42 @@ mod tests {
             Box::pin(std::future::ready(None))
         };
         let shared: SharedStore = Arc::new(store.clone());
-        let done = serve(
-            &shared,
-            None,
-            "10.0.0.1",
-            &entry,
-            RunId::of_u128(7),
-            NOW.parse().unwrap(),
-            &ask,
-        );
+        let (taker, now) = (taker(&shared, None, own), NOW.parse().unwrap());
+        let done = serve(&taker, &entry, RunId::of_u128(7), now, &ask);
         done.await.unwrap();
         assert_eq!(*asked.lock().unwrap(), 1);
+    }
+    #[tokio::test(start_paused = true)]
+    async fn what_was_done_while_the_store_went_away_is_told_when_it_is_back() {
+        let store = MemoryStore::default();
+        let key = "/cron/commands/10.0.0.1/c3";
+        let value = r#"{"action":"run","task_id":"a","expires":1796031900}"#;
+        let put = Transaction::of(vec![Op::put(key, value, None)]);
+        store.transact(put).await.unwrap();
+        let entry = store.get(key).await.unwrap().unwrap();
+        let own = store.grant(Duration::from_secs(30)).await.unwrap();
+        let shared: SharedStore = Arc::new(store.clone());
+        let goes = store.clone();
+        let ask = move |_: JobCommand| -> BoxFuture<'static, Option<CommandAnswer>> {
+            goes.away(true);
+            let done = CommandAnswer {
+                done: true,
+                said: "started".into(),
+                run_ids: vec![],
+            };
+            Box::pin(std::future::ready(Some(done)))
+        };
+        let (taker, now) = (taker(&shared, None, own), NOW.parse().unwrap());
+        let served = serve(&taker, &entry, RunId::of_u128(7), now, &ask);
+        let back = async {
+            tokio::time::sleep(TELL_AGAIN * 5).await;
+            store.away(false);
+        };
+        let (served, ()) = join(served, back).await;
+        served.unwrap();
+        let result = store.get("/cron/results/10.0.0.1/c3").await.unwrap().unwrap();
+        assert_eq!(keys::read::<Answer>(&result.value).state, "done");
+        assert_ne!(result.lease, Some(own));
     }
     #[tokio::test]
     async fn what_cannot_be_done_is_answered_so() {

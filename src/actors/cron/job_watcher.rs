@@ -47,6 +47,8 @@ const MOST_COMMANDS: usize = 1000;
 const ASK_AGAIN: Duration = Duration::from_millis(50);
 /// The longest that the runner may take for a command.
 const COMMAND: Duration = Duration::from_secs(5);
+/// What became of jobs is written this much later: runs that start now go first, and what comes together is written together.
+const WRITE_SOON: Duration = Duration::from_millis(10);
 /// Records that could not be written are tried again after this.
 const WRITE_AGAIN: Duration = Duration::from_secs(2);
 /// Agents of a group answer to a change of a group's job at this rate, all together.
@@ -307,11 +309,11 @@ impl JobWatcher {
 
     // ---- what is written
     fn answered(&mut self, changes: &JobsChanged, answers: &[JobAnswer]) {
-        let now = self.now();
+        let soon = self.now() + WRITE_SOON;
         for answer in answers {
             let due = match answer.key.is_group() {
-                true => now + self.group_answer_in(),
-                false => now,
+                true => soon + self.group_answer_in(),
+                false => soon,
             };
             self.records.answered(answer, due);
         }
@@ -419,7 +421,7 @@ impl JobWatcher {
     // ---- commands
     /// One after the other.
     fn serve(&mut self, ctx: &mut Context<Self>) {
-        let (false, false, Some((ip, _))) = (self.serving, self.drained, self.held()) else {
+        let (false, false, Some((ip, lease))) = (self.serving, self.drained, self.held()) else {
             return;
         };
         let Some(entry) = self.commands.pop_front() else { return };
@@ -436,7 +438,13 @@ impl JobWatcher {
                 let asked = tokio::time::timeout(COMMAND, runner.send(command));
                 asked.map(|answer| answer.ok()?.ok()).boxed()
             };
-            let served = commands::serve(&store, gate.as_ref(), &ip.to_string(), &entry, run_id, now, &ask).await;
+            let taker = commands::Taker {
+                store: &store,
+                gate: gate.as_ref(),
+                ip: &ip.to_string(),
+                lease,
+            };
+            let served = commands::serve(&taker, &entry, run_id, now, &ask).await;
             (entry, served)
         };
         ctx.spawn(work.into_actor(self).map(move |(entry, served), watcher, ctx| {
@@ -619,8 +627,8 @@ impl Handler<StandingChanged> for JobWatcher {
 impl Handler<JobStateChanged> for JobWatcher {
     type Result = ();
     fn handle(&mut self, JobStateChanged(answer): JobStateChanged, ctx: &mut Self::Context) {
-        let now = self.now();
-        self.records.answered(&answer, now);
+        let soon = self.now() + WRITE_SOON;
+        self.records.answered(&answer, soon);
         self.write(ctx);
     }
 }

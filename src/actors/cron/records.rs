@@ -54,9 +54,13 @@ impl Records {
             false => slot.own = record,
         }
         match slot.wanted() == slot.written.as_ref() {
-            true => self.due.remove(&key.task_id),
-            false => self.due.insert(key.task_id.clone(), due),
-        };
+            true => drop(self.due.remove(&key.task_id)),
+            // One that changes all the time is written all the same.
+            false => {
+                let first = self.due.entry(key.task_id.clone()).or_insert(due);
+                *first = due.min(*first);
+            }
+        }
         self.forget(&key.task_id.clone());
     }
     fn forget(&mut self, task_id: &Arc<str>) {

@@ -303,8 +303,13 @@ impl Asked {
             })))
         };
         let store: SharedStore = Arc::new(kit.store.clone());
-        let run_id = RunId::of_u128(7);
-        commands::serve(&store, Some(&self.gate), "10.0.0.1", &entry, run_id, kit.now(), &ask)
+        let taker = commands::Taker {
+            store: &store,
+            gate: Some(&self.gate),
+            ip: "10.0.0.1",
+            lease: kit.store.grant(Duration::from_secs(30)).await.unwrap(),
+        };
+        commands::serve(&taker, &entry, RunId::of_u128(7), kit.now(), &ask)
             .await
             .unwrap();
         assert_eq!(kit.store.get(path).await.unwrap(), None, "it is gone");

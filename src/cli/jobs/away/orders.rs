@@ -98,14 +98,17 @@ pub async fn send(store: &SharedStore, command: Command) -> Result<Answered, Sto
     answered
 }
 async fn await_answer(store: &SharedStore, ip: &str, result: &str, lease: LeaseId) -> Result<Answered, StoreError> {
-    if let Some(answer) = until(store, result, CLAIMED_WITHIN, |_| true).await?
+    let seen = until(store, result, CLAIMED_WITHIN, |_| true).await?;
+    if let Some(answer) = &seen
         && answer.state != "claimed"
     {
-        return Ok(Answered::of(answer));
+        return Ok(Answered::of(answer.clone()));
     }
     // Taken back if it is there still: from here on it is claimed, or never will be.
     store.revoke(lease).await?;
-    let Some(entry) = store.get(result).await? else {
+    let now = store.get(result).await?.map(|entry| keys::read::<Answer>(&entry.value));
+    // What was claimed may be gone again, with the agent.
+    let Some(claimed) = now.or(seen) else {
         let said = format!("nobody answered within {CLAIMED_WITHIN:?}; the command was taken back");
         return Ok(Answered {
             state: "nobody".into(),
@@ -113,7 +116,6 @@ async fn await_answer(store: &SharedStore, ip: &str, result: &str, lease: LeaseI
             runs: vec![],
         });
     };
-    let claimed = keys::read::<Answer>(&entry.value);
     let last = until(store, result, DONE_WITHIN, |answer| answer.state != "claimed").await?;
     Ok(match last {
         Some(answer) if answer.state != "claimed" => Answered::of(answer),
@@ -202,6 +204,19 @@ mod tests {
 
         let silent = [r#"{"state":"claimed","run_id":"B"}"#];
         let (answered, _) = tokio::join!(send(&store, run()), claim(&memory, &silent));
+        let answered = answered.unwrap();
+        assert_eq!((&*answered.state, &*answered.runs), ("claimed", &["B".to_owned()][..]));
+
+        // The agent takes it and is gone, its lease with it.
+        let results = vec!["/cron/results/10.0.0.1/".to_owned()];
+        let gone = async {
+            claim(&memory, &silent).await;
+            for entry in memory.list(&results).await.unwrap().entries {
+                let gone = Transaction::of(vec![Op::delete(entry.key)]);
+                memory.transact(gone).await.unwrap();
+            }
+        };
+        let (answered, ()) = tokio::join!(send(&store, run()), gone);
         let answered = answered.unwrap();
         assert_eq!((&*answered.state, &*answered.runs), ("claimed", &["B".to_owned()][..]));
     }
