@@ -1,5 +1,5 @@
-//! What an agent remembers of a store that is elsewhere: the last table of its jobs, which `once` jobs it has run, and the serials of
-//! signatures it has seen. In `store.redb`, beside the embedded store. A table counts only for the host, address, group and prefix that it was made for.
+//! What an agent remembers of a store that is elsewhere: the last table of its jobs, and the serials of signatures it has
+//! seen. In `store.redb`, beside the embedded store. A table counts only for the host, address, group and prefix that it was made for.
 use std::sync::Arc;
 
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
@@ -14,7 +14,6 @@ use super::{
 const ROWS: TableDefinition<&str, &[u8]> = TableDefinition::new("kept");
 /// Its one key is `of`.
 const OF: TableDefinition<&str, &[u8]> = TableDefinition::new("kept_of");
-const ONCE: TableDefinition<&str, &[u8]> = TableDefinition::new("once");
 /// By key path. Rows outlive what they stand for.
 const SERIALS: TableDefinition<&str, &[u8]> = TableDefinition::new("serials");
 
@@ -98,18 +97,6 @@ impl Kept {
         Ok(())
     }
 
-    /// What was marked under this name.
-    pub fn once(&self, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
-        let look = || -> Result<_, redb::Error> {
-            let reading = self.0.begin_read()?;
-            match reading.open_table(ONCE) {
-                Ok(table) => Ok(table.get(name)?.map(|value| value.value().to_vec())),
-                Err(redb::TableError::TableDoesNotExist(_)) => Ok(None),
-                Err(error) => Err(error.into()),
-            }
-        };
-        look().map_err(failed)
-    }
     /// All of them, by key path.
     pub fn serials(&self) -> Result<Vec<(String, Vec<u8>)>, StoreError> {
         let look = || -> Result<_, redb::Error> {
@@ -142,21 +129,6 @@ impl Kept {
             Ok(writing.commit()?)
         };
         fail::fail_point!("serials-write", |_| Err(StoreError::NoSpace("failpoint".into())));
-        write().map_err(failed)
-    }
-    /// None: the mark goes.
-    pub fn mark_once(&self, name: &str, mark: Option<&[u8]>) -> Result<(), StoreError> {
-        let write = || -> Result<_, redb::Error> {
-            let writing = begin_write(&self.0)?;
-            {
-                let mut table = writing.open_table(ONCE)?;
-                match mark {
-                    Some(mark) => table.insert(name, mark)?,
-                    None => table.remove(name)?,
-                };
-            }
-            Ok(writing.commit()?)
-        };
         write().map_err(failed)
     }
 }
@@ -230,12 +202,6 @@ mod tests {
         }
         kept.replace(&whose, &[]).unwrap();
         assert_eq!(kept.load(&whose).unwrap(), Some((7, vec![])));
-
-        assert_eq!(kept.once("x").unwrap(), None);
-        kept.mark_once("x", Some(b"1")).unwrap();
-        assert_eq!(kept.once("x").unwrap(), Some(b"1".to_vec()));
-        kept.mark_once("x", None).unwrap();
-        assert_eq!(kept.once("x").unwrap(), None);
 
         assert_eq!(kept.serials().unwrap(), []);
         kept.keep_serials(&[("/b", b"2"), ("/a", b"1")], &[]).unwrap();

@@ -4,13 +4,11 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::follow::blocking;
 use crate::{
     messages::jobs::{Claim, Claimed, MarkOnce, OnceMarked},
     model::{JobKey, RunId, job::Scope},
     store::{
         Compare, LeaseId, Op, SharedStore, StoreError, Transaction,
-        kept::Kept,
         keys::{self, Once},
     },
 };
@@ -174,22 +172,15 @@ pub async fn put_running_again(
     store.transact(put.idempotent()).await.map(drop)
 }
 
-/// Marks a `once` job before its run, in the store and here: either of them stops the next.
-pub async fn mark_once(
-    store: &SharedStore,
-    kept: Option<&Kept>,
-    ip: &str,
-    ask: &MarkOnce,
-    now: Timestamp,
-) -> OnceMarked {
-    match try_mark_once(store, kept, ip, ask, now).await {
+/// Marks a `once` job before its run. That it has run is also remembered here, with its start record: either of them stops the next.
+pub async fn mark_once(store: &SharedStore, ip: &str, ask: &MarkOnce, now: Timestamp) -> OnceMarked {
+    match try_mark_once(store, ip, ask, now).await {
         Ok(marked) => marked,
         Err(error) => OnceMarked::NoStore(error.to_string()),
     }
 }
 async fn try_mark_once(
     store: &SharedStore,
-    kept: Option<&Kept>,
     ip: &str,
     ask: &MarkOnce,
     now: Timestamp,
@@ -203,16 +194,6 @@ async fn try_mark_once(
         let other = keys::read::<Once>(value);
         (other.create_revision, &other.value_hash) == (mark.create_revision, &mark.value_hash)
     };
-    let name = ask.job.kept_as();
-    if let Some(kept) = kept.cloned() {
-        let name = name.clone();
-        if blocking(move || kept.once(&name))
-            .await?
-            .is_some_and(|value| same(&value))
-        {
-            return Ok(OnceMarked::Already);
-        }
-    }
     let (key, node) = (keys::once(ip, &ask.job.task_id), keys::node(ip));
     let old_enough = Compare::MadeBy {
         key: node.clone(),
@@ -242,22 +223,10 @@ async fn try_mark_once(
             return Err(StoreError::Away("the mark was changed by another".into()));
         }
     }
-    if let Some(kept) = kept.cloned() {
-        let value = keys::json(&mark);
-        blocking(move || kept.mark_once(&name, Some(&value))).await?;
-    }
     Ok(OnceMarked::Marked)
 }
 /// The job is gone: so is its mark.
-pub async fn unmark_once(store: &SharedStore, kept: Option<&Kept>, ip: &str, job: &JobKey) -> Result<(), StoreError> {
-    if let Some(kept) = kept.cloned() {
-        let name = job.kept_as();
-        blocking(move || match kept.once(&name)? {
-            Some(_) => kept.mark_once(&name, None),
-            None => Ok(()),
-        })
-        .await?;
-    }
+pub async fn unmark_once(store: &SharedStore, ip: &str, job: &JobKey) -> Result<(), StoreError> {
     let key = keys::once(ip, &job.task_id);
     match store.get(&key).await? {
         Some(_) => store
@@ -273,7 +242,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::store::{Store, embedded, memory::MemoryStore};
+    use crate::store::{Store, memory::MemoryStore};
 
     const NOW: &str = "2026-11-25T10:00:00Z";
     fn at(text: &str) -> Timestamp {
@@ -421,10 +390,8 @@ mod tests {
         assert_eq!(began.elapsed().as_millis() / 10, 34);
     }
     #[tokio::test]
-    async fn a_once_job_is_marked_once_and_either_mark_stops_it() {
+    async fn a_once_job_is_marked_once_and_again_when_it_is_another() {
         let (memory, store, ..) = kit().await;
-        let dir = tempfile::tempdir().unwrap();
-        let kept = Kept::new(embedded::open(dir.path()).unwrap().database);
         let put = |key: &'static str, value: &'static str| Transaction::of(vec![Op::put(key, value, None)]);
         store.transact(put("/agent/nodes/10.0.0.1", "{}")).await.unwrap();
         let ask = |create_revision, hash: &str| MarkOnce {
@@ -433,33 +400,22 @@ mod tests {
             value_hash: hash.into(),
             serial: None,
         };
-        let mark = async |ask: &MarkOnce| mark_once(&store, Some(&kept), "10.0.0.1", ask, at(NOW)).await;
+        let mark = async |ask: &MarkOnce| mark_once(&store, "10.0.0.1", ask, at(NOW)).await;
         let revision = store.list(&[]).await.unwrap().revision + 1;
         assert_eq!(mark(&ask(1, "h")).await, OnceMarked::TooYoung);
         assert_eq!(mark(&ask(revision, "h")).await, OnceMarked::Marked);
-        assert_eq!(mark(&ask(revision, "h")).await, OnceMarked::Already);
-        // The data dir is lost, or the store is.
-        let key = "/cron/once/10.0.0.1/7";
-        let there = store.get(key).await.unwrap().unwrap();
-        store.transact(Transaction::of(vec![Op::delete(key)])).await.unwrap();
-        assert_eq!(mark(&ask(revision, "h")).await, OnceMarked::Already);
-        store
-            .transact(Transaction::of(vec![Op::put(key, there.value, None)]))
-            .await
-            .unwrap();
-        kept.mark_once("own/7", None).unwrap();
         assert_eq!(mark(&ask(revision, "h")).await, OnceMarked::Already);
         // Another value, or made anew: another job.
         assert_eq!(mark(&ask(revision, "g")).await, OnceMarked::Marked);
         memory.away(true);
         assert!(matches!(mark(&ask(revision, "f")).await, OnceMarked::NoStore(_)));
         memory.away(false);
-        unmark_once(&store, Some(&kept), "10.0.0.1", &ask(1, "h").job)
-            .await
-            .unwrap();
-        assert_eq!(
-            (store.get(key).await.unwrap(), kept.once("own/7").unwrap()),
-            (None, None)
-        );
+        unmark_once(&store, "10.0.0.1", &ask(1, "h").job).await.unwrap();
+        let left = store.get("/cron/once/10.0.0.1/7").await.unwrap();
+        assert_eq!(left, None);
+        // The answer is lost: it counts as done.
+        memory.next_transaction(StoreError::Unknown("lost".into()));
+        assert!(matches!(mark(&ask(revision, "h")).await, OnceMarked::NoStore(_)));
+        assert_eq!(mark(&ask(revision, "h")).await, OnceMarked::Already);
     }
 }

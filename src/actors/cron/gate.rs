@@ -132,13 +132,12 @@ fn unkept(error: &StoreError) -> Invalid {
 pub async fn mark_once(
     gate: Option<&SharedGate>,
     store: &SharedStore,
-    kept: Option<&Kept>,
     ip: &str,
     ask: &MarkOnce,
     now: Timestamp,
 ) -> OnceMarked {
     let Some(gate) = gate.cloned() else {
-        return claims::mark_once(store, kept, ip, ask, now).await;
+        return claims::mark_once(store, ip, ask, now).await;
     };
     let Some(serial) = ask.serial else {
         return OnceMarked::NoStore("it is not signed".into());
@@ -154,7 +153,7 @@ pub async fn mark_once(
         Err(error) => return OnceMarked::NoStore(error.to_string()),
     }
     // Who is too young is asked no more either, whether it runs or not.
-    let marked = claims::mark_once(store, kept, ip, ask, now).await;
+    let marked = claims::mark_once(store, ip, ask, now).await;
     if !matches!(marked, OnceMarked::Marked | OnceMarked::TooYoung) {
         return marked;
     }

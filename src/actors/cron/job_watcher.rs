@@ -484,11 +484,7 @@ impl JobWatcher {
         }
         self.tidying = true;
         let clock = self.parts.clock.clone();
-        let (store, kept, instance) = (
-            self.parts.store.clone(),
-            self.parts.kept.clone(),
-            self.parts.instance.clone(),
-        );
+        let (store, instance) = (self.parts.store.clone(), self.parts.instance.clone());
         let (release, unmark) = (self.to_release.clone(), self.to_unmark.clone());
         let running = self.running.clone();
         let work = async move {
@@ -505,10 +501,7 @@ impl JobWatcher {
                 }
             }
             for job in unmark {
-                if claims::unmark_once(&store, kept.as_ref(), &ip.to_string(), &job)
-                    .await
-                    .is_ok()
-                {
+                if claims::unmark_once(&store, &ip.to_string(), &job).await.is_ok() {
                     tidied.unmarked.push(job);
                 }
             }
@@ -699,13 +692,12 @@ impl Handler<MarkOnce> for JobWatcher {
         let Some((ip, _)) = self.held() else {
             return Box::pin(std::future::ready(OnceMarked::NoStore("not registered".into())));
         };
-        let (store, kept, gate, now) = (
+        let (store, gate, now) = (
             self.parts.store.clone(),
-            self.parts.kept.clone(),
             self.parts.gate.clone(),
             self.parts.clock.wall(),
         );
-        Box::pin(async move { gate::mark_once(gate.as_ref(), &store, kept.as_ref(), &ip.to_string(), &ask, now).await })
+        Box::pin(async move { gate::mark_once(gate.as_ref(), &store, &ip.to_string(), &ask, now).await })
     }
 }
 impl Handler<WriteJob> for JobWatcher {

@@ -48,6 +48,8 @@ const LOOK_FOR_LEFT: Duration = Duration::from_secs(5);
 const LAST_LOOKS: u8 = 3;
 /// Records that wait for a disk that cannot be written; past that the oldest are lost, and counted.
 const MOST_UNWRITTEN: usize = 10_000;
+/// What no start waits for is written after this.
+const WRITE_SOON: Duration = Duration::from_millis(10);
 /// A write holds so many records besides those of starts, and of so many jobs what is remembered besides theirs: who starts a run does
 /// not wait for 100,000 new jobs.
 const RECORDS_A_WRITE: usize = 2048;
@@ -108,6 +110,8 @@ pub struct CronRunner {
     /// Being written, or running.
     occupied: usize,
     unwritten: Vec<Written>,
+    /// Until what no start waits for is written.
+    write_later: Option<SpawnHandle>,
     writing: Option<Writing>,
     /// Why the last write failed, while none has succeeded since.
     history_error: Option<String>,
@@ -187,6 +191,7 @@ impl CronRunner {
             starting: vec![],
             occupied: 0,
             unwritten: vec![],
+            write_later: None,
             writing: None,
             history_error: None,
             lost_records: 0,
@@ -277,7 +282,7 @@ impl CronRunner {
         {
             self.prepare_start(id, wall);
         }
-        self.write(wall, ctx);
+        self.write_soon(wall, ctx);
         self.answer_drain();
         self.sleep(wall, steady, ctx);
     }
@@ -345,6 +350,21 @@ impl CronRunner {
     }
 
     // ---- writing
+    /// Starts at once; the rest a little later, together with what else comes by then: a start that comes first finds the disk free.
+    fn write_soon(&mut self, now: Timestamp, ctx: &mut Context<Self>) {
+        if !self.starting.is_empty() || self.draining {
+            return self.write(now, ctx);
+        }
+        let nothing = self.unwritten.is_empty() && self.agenda.is_taken();
+        if nothing || self.writing.is_some() || self.write_later.is_some() {
+            return;
+        }
+        self.write_later = Some(ctx.run_later(WRITE_SOON, |runner, ctx| {
+            runner.write_later = None;
+            let now = runner.clock.wall();
+            runner.write(now, ctx);
+        }));
+    }
     fn write(&mut self, now: Timestamp, ctx: &mut Context<Self>) {
         if self.writing.is_some() {
             return;
@@ -429,7 +449,7 @@ impl Actor for CronRunner {
     type Context = Context<Self>;
     /// What ran in the former life runs on and tells `inbox`; a write under way is waited for.
     fn started(&mut self, ctx: &mut Self::Context) {
-        (self.alarm, self.look_for_left) = (None, None);
+        (self.alarm, self.look_for_left, self.write_later) = (None, None, None);
         self.marking.clear();
         self.claim_again(ctx);
         self.await_writing(ctx);

@@ -737,6 +737,7 @@ async fn a_once_job_is_marked_and_runs_once() {
         "it waits for the store"
     );
     assert_eq!(house.started(), 0);
+    house.runner.send(Drain).await.unwrap(); // two houses at one disk: the first is done with it
     let house = House::on(database.clone(), BEGIN, |_| {}, Claimed::Granted, OnceMarked::Marked).await;
     house.put_as(key.clone(), value, 1).await;
     house.until_started(1).await;
@@ -746,6 +747,7 @@ async fn a_once_job_is_marked_and_runs_once() {
         .put_as(key.clone(), &value.replace("}", r#", "status": "running"}"#), 2)
         .await;
     house.pass(Duration::from_secs(60)).await;
+    house.runner.send(Drain).await.unwrap();
     // And not after a restart, nor where the store knows better than a lost data dir.
     let house = House::on(database, BEGIN, |_| {}, Claimed::Granted, OnceMarked::Marked).await;
     house.put_as(key.clone(), value, 3).await;

@@ -407,14 +407,14 @@ async fn a_once_job_runs_once_for_each_serial() {
             serial: job.serial(),
         };
         let store: SharedStore = Arc::new(kit.store.clone());
-        mark_once(Some(&life.gate), &store, Some(&life.kept), "10.0.0.1", &ask, kit.now()).await
+        mark_once(Some(&life.gate), &store, "10.0.0.1", &ask, kit.now()).await
     };
     // Deleted and put again it is another job for everything but its serial.
     let anew = async |life: &mut Life, value: &str| {
         kit.delete(JOB).await;
         life.step(&kit).await;
         let store: SharedStore = Arc::new(kit.store.clone());
-        claims::unmark_once(&store, Some(&life.kept), "10.0.0.1", &JobKey::host("10.0.0.1", "17"))
+        claims::unmark_once(&store, "10.0.0.1", &JobKey::host("10.0.0.1", "17"))
             .await
             .unwrap();
         life.put(&kit, JOB, value).await
@@ -440,7 +440,7 @@ async fn a_once_job_runs_once_for_each_serial() {
         serial: Some(4),
     };
     let store: SharedStore = Arc::new(kit.store.clone());
-    let marked = mark_once(Some(&life.gate), &store, None, "10.0.0.1", &ask, kit.now()).await;
+    let marked = mark_once(Some(&life.gate), &store, "10.0.0.1", &ask, kit.now()).await;
     assert_eq!(marked, OnceMarked::NoStore("it was changed meanwhile".into()));
 }
 
