@@ -81,27 +81,28 @@ fn main() {
         .map(|n| (*n, Auth::Certificates))
         .chain([(args.passwords, Auth::Passwords)]);
     for (agents, auth) in rows.filter(|(n, _)| *n > 0) {
-        let bare = System::new().block_on(bare_row(agents, auth));
-        let row = System::new().block_on(row(agents, auth, args.stand));
+        let bare = System::new().block_on(bare_cost(agents, auth));
+        let cost = System::new().block_on(agents_cost(agents, auth, args.stand));
+        let times = System::new().block_on(times(agents, auth));
         println!(
             "| {agents} | {} | {:.0} ({:.0}) | {:.2} | {:.1} ({:.1}) | {:+.1} % | {:.1} | {:.1} | {:.1} / {:.1} / {:.1} | {:.1}, {:.0}, {} of {FIRINGS} | {:.1} | {:.0} |",
             auth.word(),
-            row.etcd_kib,
-            bare.0,
-            row.etcd_kib / bare.0,
-            row.goroutines,
-            bare.1,
-            row.growth * 100.0,
-            row.beats,
-            row.up.as_secs_f64(),
-            ms(row.dispatch[0]),
-            ms(row.dispatch[1]),
-            ms(row.dispatch[2]),
-            row.firing_cpu_ms,
-            row.firing_wall_ms,
-            row.granted,
-            row.back.as_secs_f64(),
-            row.own_kib,
+            cost.kib,
+            bare.kib,
+            cost.kib / bare.kib,
+            cost.goroutines,
+            bare.goroutines,
+            cost.growth * 100.0,
+            cost.beats,
+            times.up.as_secs_f64(),
+            ms(times.dispatch[0]),
+            ms(times.dispatch[1]),
+            ms(times.dispatch[2]),
+            times.firing_cpu_ms,
+            times.firing_wall_ms,
+            times.granted,
+            times.back.as_secs_f64(),
+            cost.own_kib,
         );
     }
 }
@@ -115,11 +116,91 @@ fn raise_descriptors() -> u64 {
     getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft)
 }
 
-struct Row {
-    etcd_kib: f64,
+/// What a client costs etcd.
+struct Cost {
+    kib: f64,
     goroutines: f64,
+    /// How much more etcd holds when they have stood for a while.
     growth: f64,
     beats: f64,
+    /// What an agent costs this process.
+    own_kib: f64,
+}
+async fn bare_cost(clients: usize, auth: Auth) -> Cost {
+    let mut server = Server::start(auth);
+    server.keep_little();
+    let (server, empty) = (&server, server.settled().await);
+    let all = stream::iter(0..clients).map(|n| bare::Client::connect(server, n));
+    let all = all.buffered(AT_ONCE).collect::<Vec<_>>().await;
+    let cost = cost(server, empty, clients, Duration::ZERO).await;
+    drop(all);
+    cost
+}
+async fn agents_cost(agents: usize, auth: Auth, stand: Duration) -> Cost {
+    let mut server = Server::start(auth);
+    server.keep_little();
+    let empty = server.settled().await;
+    let fleet = Fleet::up(agents, &server).await;
+    let cost = cost(&server, empty, agents, stand).await;
+    let own_kib = fleet.own_kib;
+    fleet.end();
+    Cost { own_kib, ..cost }
+}
+async fn cost(server: &Server, empty: Usage, clients: usize, stand: Duration) -> Cost {
+    let first = server.settled().await;
+    let (kib, goroutines) = first.per(empty, clients);
+    let beats_then = server.metric("grpc_server_msg_received_total", "LeaseKeepAlive\"");
+    let standing = Instant::now();
+    tokio::time::sleep(stand).await;
+    let beats = server.metric("grpc_server_msg_received_total", "LeaseKeepAlive\"") - beats_then;
+    let later = server.settled().await;
+    Cost {
+        kib,
+        goroutines,
+        growth: (later.kib - first.kib) / first.kib,
+        beats: beats / standing.elapsed().as_secs_f64(),
+        own_kib: 0.0,
+    }
+}
+
+struct Fleet {
+    members: Vec<Member>,
+    arbiters: [Arbiter; 2],
+    arrivals: Arc<Arrivals>,
+    /// How long it took.
+    took: Duration,
+    own_kib: f64,
+}
+impl Fleet {
+    async fn up(agents: usize, server: &Server) -> Self {
+        let own_before = etcd::resident_kib(std::process::id());
+        let arrivals = Arc::new(Arrivals::default());
+        let arbiters = [Arbiter::new(), Arbiter::new()];
+        let began = Instant::now();
+        let members = stream::iter(0..agents)
+            .map(|n| Member::start(n, server, &arbiters[n % arbiters.len()], arrivals.clone()))
+            .buffered(AT_ONCE)
+            .collect::<Vec<_>>()
+            .await;
+        until("all to be up", || all_up(&members)).await;
+        Self {
+            members,
+            arbiters,
+            arrivals,
+            took: began.elapsed(),
+            own_kib: (etcd::resident_kib(std::process::id()) - own_before) / agents as f64,
+        }
+    }
+    fn end(self) {
+        for arbiter in self.arbiters {
+            arbiter.stop();
+            let _ = arbiter.join();
+        }
+    }
+}
+
+/// How fast a fleet is.
+struct Times {
     up: Duration,
     /// p50, p99, last
     dispatch: [Duration; 3],
@@ -127,53 +208,15 @@ struct Row {
     firing_wall_ms: f64,
     granted: usize,
     back: Duration,
-    own_kib: f64,
 }
-
-/// KiB and goroutines a client.
-async fn bare_row(clients: usize, auth: Auth) -> (f64, f64) {
-    let server = Server::start(auth);
-    let empty = server.settled().await;
-    let all = stream::iter(0..clients)
-        .map(|n| bare::Client::connect(&server, n))
-        .buffered(AT_ONCE)
-        .collect::<Vec<_>>()
-        .await;
-    let used = server.settled().await;
-    drop(all);
-    used.per(empty, clients)
-}
-
-async fn row(agents: usize, auth: Auth, stand: Duration) -> Row {
+async fn times(agents: usize, auth: Auth) -> Times {
     let mut server = Server::start(auth);
-    let empty = server.settled().await;
-    let own_before = etcd::resident_kib(std::process::id());
-    let arrivals = Arc::new(Arrivals::default());
-    let arbiters = [Arbiter::new(), Arbiter::new()];
-    let began = Instant::now();
-    let fleet = stream::iter(0..agents)
-        .map(|n| Member::start(n, &server, &arbiters[n % arbiters.len()], arrivals.clone()))
-        .buffered(AT_ONCE)
-        .collect::<Vec<_>>()
-        .await;
-    until("all to be up", || all_up(&fleet)).await;
-    let up = began.elapsed();
-
-    let first = server.settled().await;
-    let own_kib = (etcd::resident_kib(std::process::id()) - own_before) / agents as f64;
-    let (etcd_kib, goroutines) = first.per(empty, agents);
-    let beats_before = server.metric("grpc_server_msg_received_total", "LeaseKeepAlive\"");
-    let standing = Instant::now();
-    tokio::time::sleep(stand).await;
-    let beats = (server.metric("grpc_server_msg_received_total", "LeaseKeepAlive\"") - beats_before)
-        / standing.elapsed().as_secs_f64();
-    let later = server.settled().await;
-    let growth = (later.kib - first.kib) / first.kib;
-
+    let fleet = Fleet::up(agents, &server).await;
+    let up = fleet.took;
     let mut took = vec![];
     let store = server.store();
     for n in 0..DISPATCHES {
-        took.extend(dispatched(&store, &fleet, &arrivals, n).await);
+        took.extend(dispatched(&store, &fleet.members, &fleet.arrivals, n).await);
         // Their answers, spread over so long (SPEC §3), are no part of the next.
         tokio::time::sleep(Duration::from_secs_f64(0.2 + agents as f64 / 500.0)).await;
     }
@@ -185,18 +228,18 @@ async fn row(agents: usize, auth: Auth, stand: Duration) -> Row {
     for n in 0..FIRINGS {
         let before = server.usage();
         let began = Instant::now();
-        granted += member::fire(&fleet, n, &server).await;
+        granted += member::fire(&fleet.members, n, &server).await;
         wall += began.elapsed().as_secs_f64() * 1e3;
         cpu += (server.usage().cpu - before.cpu) * 1e3;
     }
 
-    let generation = fleet.iter().map(|member| member.reads()).collect::<Vec<_>>();
+    let generation = fleet.members.iter().map(|member| member.reads()).collect::<Vec<_>>();
     let generation = futures_util::future::join_all(generation).await;
     server.kill();
     server.resume();
     let began = Instant::now();
     until("all to be back", || async {
-        for (member, before) in fleet.iter().zip(&generation) {
+        for (member, before) in fleet.members.iter().zip(&generation) {
             if member.reads().await <= *before || !member.is_up().await {
                 return false;
             }
@@ -205,22 +248,14 @@ async fn row(agents: usize, auth: Auth, stand: Duration) -> Row {
     })
     .await;
     let back = began.elapsed();
-    for arbiter in arbiters {
-        arbiter.stop();
-        let _ = arbiter.join();
-    }
-    Row {
-        etcd_kib,
-        goroutines,
-        growth,
-        beats,
+    fleet.end();
+    Times {
         up,
         dispatch,
         firing_cpu_ms: cpu / FIRINGS as f64,
         firing_wall_ms: wall / FIRINGS as f64,
         granted,
         back,
-        own_kib,
     }
 }
 async fn all_up(fleet: &[Member]) -> bool {

@@ -35,6 +35,8 @@ pub struct Etcd {
     pub dir: tempfile::TempDir,
     pub port: u16,
     args: Vec<String>,
+    /// From its next start on.
+    pub env: Vec<(&'static str, &'static str)>,
     /// `--cacert …` and the like.
     pub ctl_args: Vec<String>,
     scheme: &'static str,
@@ -94,6 +96,7 @@ impl Etcd {
             dir,
             port,
             args: full,
+            env: vec![],
             ctl_args: vec![],
             scheme,
         }
@@ -111,6 +114,7 @@ impl Etcd {
         let log = File::options().create(true).append(true).open(self.log()).unwrap();
         let child = Command::new(etcd_binary())
             .args(&self.args)
+            .envs(self.env.iter().copied())
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)
