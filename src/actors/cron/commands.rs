@@ -4,7 +4,7 @@
 //! done. Without actix.
 use std::time::Duration;
 
-use futures_util::future::{BoxFuture, join};
+use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 
 use super::{follow::blocking, gate::SharedGate};
@@ -19,7 +19,9 @@ use crate::{
 
 /// Results stand that long.
 const ANSWER_STANDS: Duration = Duration::from_secs(60);
-/// What was done is told the store again after this, for as long as an answer stands.
+/// What was done is told this much later: a run that was ordered starts first.
+const TELL_SOON: Duration = Duration::from_millis(5);
+/// And again after this, for as long as an answer stands.
 const TELL_AGAIN: Duration = Duration::from_secs(1);
 /// A command that is later than this past its end is not done: whoever sent it has been told that nobody answered.
 const GRACE: i64 = 5;
@@ -83,13 +85,10 @@ pub async fn serve(
         (Some(row), Some(gate)) => blocking(move || gate.claimed(&row, now)).await,
         _ => Ok(()),
     };
-    let work = async {
-        match kept {
-            Ok(()) => Ok(ask(order).await),
-            Err(error) => Err(format!("its serial could not be remembered: {error}")),
-        }
+    let told = match kept {
+        Ok(()) => Ok(ask(order).await),
+        Err(error) => Err(format!("its serial could not be remembered: {error}")),
     };
-    let (told, lease) = join(work, store.grant(ANSWER_STANDS)).await;
     let answer = match told {
         Err(why) => refused(run_id, why),
         Ok(Some(CommandAnswer { done, said, run_ids })) => Answer {
@@ -100,15 +99,16 @@ pub async fn serve(
         },
         Ok(None) => refused(run_id, "the runner of jobs did not answer".into()),
     };
-    tell(store, &key, &answer, lease).await;
+    tell(store, &key, &answer).await;
     Ok(())
 }
 /// What became of a claimed command. It is done, so this is tried for a while; if it is lost, the result says `claimed` until it goes with
 /// our lease.
-async fn tell(store: &SharedStore, key: &str, answer: &Answer, mut lease: Result<LeaseId, StoreError>) {
+async fn tell(store: &SharedStore, key: &str, answer: &Answer) {
     let told = async {
+        tokio::time::sleep(TELL_SOON).await;
         loop {
-            if let Ok(lease) = lease {
+            if let Ok(lease) = store.grant(ANSWER_STANDS).await {
                 let put = Op::put(key, keys::json(answer), Some(lease));
                 match store.transact(Transaction::of(vec![put]).idempotent()).await {
                     Ok(_) | Err(StoreError::Invalid(_)) => return,
@@ -116,7 +116,6 @@ async fn tell(store: &SharedStore, key: &str, answer: &Answer, mut lease: Result
                 }
             }
             tokio::time::sleep(TELL_AGAIN).await;
-            lease = store.grant(ANSWER_STANDS).await;
         }
     };
     let _ = tokio::time::timeout(ANSWER_STANDS, told).await;
@@ -368,7 +367,7 @@ mod tests {
             tokio::time::sleep(TELL_AGAIN * 5).await;
             store.away(false);
         };
-        let (served, ()) = join(served, back).await;
+        let (served, ()) = tokio::join!(served, back);
         served.unwrap();
         let result = store.get("/cron/results/10.0.0.1/c3").await.unwrap().unwrap();
         assert_eq!(keys::read::<Answer>(&result.value).state, "done");
