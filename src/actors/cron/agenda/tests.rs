@@ -1,4 +1,5 @@
 use super::*;
+use crate::model::JobState;
 
 fn at(text: &str) -> Timestamp {
     text.parse().unwrap()
