@@ -37,14 +37,15 @@ pub struct Taker<'a> {
     /// The agent's own.
     pub lease: LeaseId,
 }
-/// One command, to its end. An error is one of the store, and the command is still there: try again while it has not expired.
+/// One command, until it is done or refused, and what is to be told of it (`Told::tell`: the next command need not wait for that). An error
+/// is one of the store, and the command is still there: try again while it has not expired.
 pub async fn serve(
     taker: &Taker<'_>,
     entry: &Entry,
     run_id: RunId,
     now: Timestamp,
     ask: AskRunner<'_>,
-) -> Result<(), StoreError> {
+) -> Result<Option<Told>, StoreError> {
     let Taker {
         store,
         gate,
@@ -52,7 +53,7 @@ pub async fn serve(
         lease: own,
     } = *taker;
     let Some(id) = entry.key.strip_prefix(&keys::commands(ip)) else {
-        return Ok(());
+        return Ok(None);
     };
     let key = keys::result(ip, id);
     let (mut order, mut row) = (understand(&entry.value, id, run_id, now), None);
@@ -70,7 +71,7 @@ pub async fn serve(
             if !claim(store, entry, &key, &answer, run_id, lease).await? {
                 let _ = store.revoke(lease).await; // else it ends by itself
             }
-            return Ok(());
+            return Ok(None);
         }
     };
     let claimed = Answer {
@@ -79,7 +80,7 @@ pub async fn serve(
         ..Answer::default()
     };
     if !claim(store, entry, &key, &claimed, run_id, own).await? {
-        return Ok(()); // it expired, or another life of ours was faster
+        return Ok(None); // it expired, or another life of ours was faster
     }
     let kept = match (row, gate.cloned()) {
         (Some(row), Some(gate)) => blocking(move || gate.claimed(&row, now)).await,
@@ -99,26 +100,32 @@ pub async fn serve(
         },
         Ok(None) => refused(run_id, "the runner of jobs did not answer".into()),
     };
-    tell(store, &key, &answer).await;
-    Ok(())
+    Ok(Some(Told { key, answer }))
 }
-/// What became of a claimed command. It is done, so this is tried for a while; if it is lost, the result says `claimed` until it goes with
-/// our lease.
-async fn tell(store: &SharedStore, key: &str, answer: &Answer) {
-    let told = async {
-        tokio::time::sleep(TELL_SOON).await;
-        loop {
-            if let Ok(lease) = store.grant(ANSWER_STANDS).await {
-                let put = Op::put(key, keys::json(answer), Some(lease));
-                match store.transact(Transaction::of(vec![put]).idempotent()).await {
-                    Ok(_) | Err(StoreError::Invalid(_)) => return,
-                    Err(_) => {}
+/// What became of a claimed command.
+pub struct Told {
+    key: String,
+    answer: Answer,
+}
+impl Told {
+    /// It is done, so this is tried for a while; if it is lost, the result says `claimed` until it goes with our lease.
+    pub async fn tell(self, store: SharedStore) {
+        let Self { key, answer } = self;
+        let told = async {
+            tokio::time::sleep(TELL_SOON).await;
+            loop {
+                if let Ok(lease) = store.grant(ANSWER_STANDS).await {
+                    let put = Op::put(&*key, keys::json(&answer), Some(lease));
+                    match store.transact(Transaction::of(vec![put]).idempotent()).await {
+                        Ok(_) | Err(StoreError::Invalid(_)) => return,
+                        Err(_) => {}
+                    }
                 }
+                tokio::time::sleep(TELL_AGAIN).await;
             }
-            tokio::time::sleep(TELL_AGAIN).await;
-        }
-    };
-    let _ = tokio::time::timeout(ANSWER_STANDS, told).await;
+        };
+        let _ = tokio::time::timeout(ANSWER_STANDS, told).await;
+    }
 }
 fn refused(run_id: RunId, said: String) -> Answer {
     Answer {
@@ -257,7 +264,7 @@ mod tests {
         };
         let own = store.grant(Duration::from_secs(30)).await.unwrap();
         let shared: SharedStore = Arc::new(store.clone());
-        serve(
+        let told = serve(
             &taker(&shared, gate, own),
             &entry,
             RunId::of_u128(7),
@@ -266,6 +273,9 @@ mod tests {
         )
         .await
         .unwrap();
+        if let Some(told) = told {
+            told.tell(shared).await;
+        }
         let answer = store.get("/cron/results/10.0.0.1/c1").await.unwrap();
         (
             asked.lock().unwrap().clone(),
@@ -310,7 +320,7 @@ mod tests {
         let shared: SharedStore = Arc::new(store.clone());
         let (taker, now) = (taker(&shared, None, own), NOW.parse().unwrap());
         let done = serve(&taker, &gone, RunId::of_u128(8), now, &ask);
-        done.await.unwrap();
+        assert!(done.await.unwrap().is_none());
         assert_eq!(store.leases().len(), 2);
     }
     #[tokio::test]
@@ -362,13 +372,12 @@ mod tests {
             Box::pin(std::future::ready(Some(done)))
         };
         let (taker, now) = (taker(&shared, None, own), NOW.parse().unwrap());
-        let served = serve(&taker, &entry, RunId::of_u128(7), now, &ask);
+        let told = serve(&taker, &entry, RunId::of_u128(7), now, &ask).await.unwrap();
         let back = async {
             tokio::time::sleep(TELL_AGAIN * 5).await;
             store.away(false);
         };
-        let (served, ()) = tokio::join!(served, back);
-        served.unwrap();
+        tokio::join!(told.unwrap().tell(shared.clone()), back);
         let result = store.get("/cron/results/10.0.0.1/c3").await.unwrap().unwrap();
         assert_eq!(keys::read::<Answer>(&result.value).state, "done");
         assert_ne!(result.lease, Some(own));

@@ -309,9 +309,10 @@ impl Asked {
             ip: "10.0.0.1",
             lease: kit.store.grant(Duration::from_secs(30)).await.unwrap(),
         };
-        commands::serve(&taker, &entry, RunId::of_u128(7), kit.now(), &ask)
-            .await
-            .unwrap();
+        let told = commands::serve(&taker, &entry, RunId::of_u128(7), kit.now(), &ask).await;
+        if let Some(told) = told.unwrap() {
+            told.tell(store).await;
+        }
         assert_eq!(kit.store.get(path).await.unwrap(), None, "it is gone");
         let result = path.replace("commands", "results");
         let answer = kit.store.get(&result).await.unwrap().unwrap();

@@ -174,7 +174,13 @@ impl JobWatcher {
         ctx.spawn(work.into_actor(self).map(move |(entry, served), watcher, ctx| {
             watcher.serving = false;
             match served {
-                Ok(()) => watcher.serve(ctx),
+                Ok(told) => {
+                    // Apart from this actor: its fall loses no answer. It ends within a minute.
+                    if let Some(told) = told {
+                        actix_rt::spawn(told.tell(watcher.parts.store.clone()));
+                    }
+                    watcher.serve(ctx);
+                }
                 // It stands there still: the next full read brings it again, while it has not expired.
                 Err(error) => {
                     slog::warn!(log, "a command could not be claimed"; "key" => entry.key, "error" => %error);
